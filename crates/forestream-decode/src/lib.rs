@@ -1,0 +1,1 @@
+//! Drafting, verification, acceptance and sampling.

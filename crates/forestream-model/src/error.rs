@@ -1,0 +1,51 @@
+//! What can go wrong between a file and its logits.
+
+use std::path::PathBuf;
+
+use crate::TokenId;
+
+/// Errors of this crate. Each names the place, and both sides where two things disagree.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file's content contradicts its format.
+    #[error("{path}: {problem}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, where, and what to do.
+        problem: String,
+    },
+    /// The file is valid, but this build cannot run it.
+    #[error("{path}: {problem}")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What is not supported, and what is.
+        problem: String,
+    },
+    /// A token id beyond the vocabulary.
+    #[error("token id {token} is not in the vocabulary of {vocab_size} tokens")]
+    TokenOutOfRange {
+        /// The offending id.
+        token: TokenId,
+        /// The size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// More positions are asked for than the context has.
+    #[error("the context of {capacity} tokens is full: {needed} are needed; raise --ctx-size or shorten the prompt")]
+    ContextFull {
+        /// Positions that the cache may hold.
+        capacity: usize,
+        /// Positions that the pass needs.
+        needed: usize,
+    },
+}

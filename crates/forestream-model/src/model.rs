@@ -1,0 +1,113 @@
+//! The interface of a target model: one pass over several token trees, logits only where asked.
+
+use std::ops::Range;
+
+use crate::{DecoderConfig, KvCache, ModelError, NodeId, TokenTree};
+
+/// Which nodes of a tree will be asked for logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None: the pass only fills the cache.
+    None,
+    /// The last node (the end of a prompt).
+    Last,
+    /// Every node (a draft under verification).
+    All,
+}
+
+impl Outputs {
+    /// The nodes that this asks for in a tree of `len` nodes; always a range at the end of the tree.
+    pub fn nodes(self, len: usize) -> Range<usize> {
+        match self {
+            Self::None => len..len,
+            Self::Last => len - 1..len,
+            Self::All => 0..len,
+        }
+    }
+}
+
+/// One sequence's part of a pass.
+#[derive(Debug)]
+pub struct Row<'a> {
+    /// What to run, after everything that the cache has committed.
+    pub tree: &'a TokenTree,
+    /// The sequence's cache; the pass writes one provisional row per node.
+    pub cache: &'a mut KvCache,
+    /// Which nodes will be asked for logits.
+    pub outputs: Outputs,
+}
+
+/// Final hidden states (after the last norm) of the nodes that were asked for, reused between passes.
+///
+/// States lie sequence after sequence, node after node: `[rows, hidden_size]`.
+#[derive(Debug, Default)]
+pub struct Hidden {
+    states: Vec<f32>,
+    hidden_size: usize,
+    /// For each sequence: its asked-for nodes, and the index of the first one's row.
+    sequences: Vec<(Range<usize>, usize)>,
+}
+
+impl Hidden {
+    /// An empty holder; the first pass sizes it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes room for a pass and returns the states to fill, `[rows, hidden_size]`.
+    pub fn reset(&mut self, rows: &[Row<'_>], hidden_size: usize) -> &mut [f32] {
+        self.hidden_size = hidden_size;
+        self.sequences.clear();
+        let mut first = 0;
+        for row in rows {
+            let nodes = row.outputs.nodes(row.tree.len());
+            self.sequences.push((nodes.clone(), first));
+            first += nodes.len();
+        }
+        self.states.clear();
+        self.states.resize(first * hidden_size, 0.0);
+        &mut self.states
+    }
+
+    /// Number of rows over all sequences.
+    pub fn num_rows(&self) -> usize {
+        self.states.len().checked_div(self.hidden_size).unwrap_or(0)
+    }
+
+    /// The row of `node` in sequence `sequence_index` of the pass; `None` where it was not asked for.
+    pub fn row_of(&self, sequence_index: usize, node: NodeId) -> Option<usize> {
+        let (nodes, first) = &self.sequences[sequence_index];
+        nodes.contains(&node.index()).then(|| first + node.index() - nodes.start)
+    }
+
+    /// The state of one row, `[hidden_size]`.
+    pub fn state(&self, row: usize) -> &[f32] {
+        &self.states[row * self.hidden_size..][..self.hidden_size]
+    }
+
+    /// The states of consecutive rows, `[rows, hidden_size]`.
+    pub fn states(&self, rows: Range<usize>) -> &[f32] {
+        &self.states[rows.start * self.hidden_size..rows.end * self.hidden_size]
+    }
+}
+
+/// A target model: token trees in, hidden states and logits out.
+///
+/// Implementations are batch-invariant: a node's hidden state and logits depend on the tokens of its own path and
+/// committed prefix alone, bit for bit, whatever else is in the pass.
+pub trait Model: Send + Sync {
+    /// Sizes and switches.
+    fn config(&self) -> &DecoderConfig;
+
+    /// An empty cache for one sequence of at most `capacity` positions.
+    fn new_cache(&self, capacity: usize) -> KvCache;
+
+    /// One pass over every row's tree: appends provisional cache rows and fills `hidden`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or more positions than a cache has room for; the caches are then unchanged.
+    fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError>;
+
+    /// Vocabulary logits of consecutive rows of `hidden`, written to `logits` as `[rows, vocab_size]`.
+    fn logits(&self, hidden: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>);
+}

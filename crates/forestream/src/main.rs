@@ -1,0 +1,3 @@
+//! The forestream binary.
+
+fn main() {}
