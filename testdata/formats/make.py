@@ -61,6 +61,7 @@ def values_to_quantize(generator):
     ramp = np.arange(32, dtype=np.float64)
     blocks += [np.zeros(32), np.full(32, 2.5), -np.full(32, 2.5), ramp - 16, 16 - ramp, ramp / 2 - 8, (ramp - 16) * 127 / 32]
     blocks += [np.where(ramp % 2 == 0, 1.0, -1.0), np.where(ramp % 2 == 0, -1.0, 1.0), np.where(ramp == 5, -7.0, 0.0)]
+    blocks += [np.where(ramp == 31, 127.0, ramp - 15.5)]  # scale 1 in Q8_0: every element is a tie
     return np.concatenate(blocks).astype(np.float32)
 
 
