@@ -1,1 +1,4 @@
 //! The facade that an application embeds.
+
+pub mod places;
+pub mod pull;

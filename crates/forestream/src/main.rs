@@ -1,3 +1,22 @@
-//! The forestream binary.
+//! The forestream binary: reads the command line, runs one command, prints one error.
+//!
+//! Exit codes: 0 for success, 1 for a failure, 2 for a command line that cannot be understood.
 
-fn main() {}
+mod args;
+mod commands;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = match args::parse(std::env::args_os().collect()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    match commands::run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            commands::print_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

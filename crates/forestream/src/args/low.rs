@@ -1,0 +1,346 @@
+//! What the user typed: every flag of every command, as it stands on the command line.
+//!
+//! Owns names, aliases, help texts and the range of each single value. Must not know files, models or the environment;
+//! variables and the configuration file are attached to these definitions in `layers`.
+
+#![expect(clippy::doc_markdown, reason = "the comments are help texts, read on a terminal")]
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::values::{LogitBias, OutputFormat, SpecType, TableFormat, at_least_zero, positive_fraction, threads};
+
+/// Lossless speculative decoding for local language models.
+///
+/// Every flag can also be given as a variable FORESTREAM_<FLAG> or in the configuration file; a flag beats a variable, and a
+/// variable beats the file.
+#[derive(Debug, Parser)]
+#[command(
+    name = "forestream",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct LowArgs {
+    /// Configuration file (TOML); without it, forestream/config.toml in the user's configuration directory
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fetch a model
+    Pull(PullArgs),
+    /// Print a shell completion script
+    Completions(CompletionsArgs),
+}
+
+/// Where models come from.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model files")]
+pub(crate) struct StoreArgs {
+    /// Directory for pulled models and measured cost curves [default: forestream in the user's cache directory]
+    #[arg(long, alias = "cache-dir", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Use only what is on this machine
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Access token for the Hugging Face Hub
+    #[arg(long, value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) hf_token: Option<String>,
+}
+
+/// Which model, and how it is run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// GGUF file, Hugging Face directory, known name, or Hub repository user/repo[:file-or-quantization]
+    #[arg(short, long, aliases = ["model-id", "model-path", "hf", "hf-repo"], value_name = "MODEL",
+          default_value = forestream::pull::DEFAULT_MODEL)]
+    pub(crate) model: String,
+    /// Tokens of context; 0 takes what the model was trained for
+    #[arg(short, long, aliases = ["max-model-len", "max-total-tokens", "max-seq-len"], value_name = "N", default_value_t = 0)]
+    pub(crate) ctx_size: usize,
+    /// Threads; 0 takes one for each core
+    #[arg(short, long, aliases = ["threads-batch", "tb"], value_name = "N", default_value_t = 0, value_parser = threads)]
+    pub(crate) threads: usize,
+    /// Store float weights in this format while loading: q8_0, q4_1, ...
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantize: Option<String>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// How tokens are drawn.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 always takes the most probable token [default: the model's, else 0.8]
+    #[arg(long, alias = "temperature", value_name = "T", value_parser = at_least_zero)]
+    pub(crate) temp: Option<f32>,
+    /// Keep the K most probable tokens; 0 keeps all [default: the model's, else 40]
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Keep the most probable tokens that together reach this probability [default: the model's, else 0.95]
+    #[arg(long, value_name = "P", value_parser = positive_fraction)]
+    pub(crate) top_p: Option<f32>,
+    /// Drop tokens below this fraction of the most probable one [default: the model's, else 0.05]
+    #[arg(long, value_name = "P", value_parser = at_least_zero)]
+    pub(crate) min_p: Option<f32>,
+    /// Locally typical sampling with this probability mass; 1 is off
+    #[arg(long, alias = "typical-p", value_name = "P", value_parser = positive_fraction)]
+    pub(crate) typical: Option<f32>,
+    /// Divide the logits of recent tokens by this; 1 is off
+    #[arg(long, alias = "repetition-penalty", value_name = "X", value_parser = at_least_zero)]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Subtract this from the logits of recent tokens
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Subtract this from the logits of recent tokens for each time they occur
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// How many recent tokens the penalties look at; -1 looks at all
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    pub(crate) repeat_last_n: Option<i64>,
+    /// Add a bias to a token's logit: ID=BIAS, ID+BIAS or ID-BIAS; may be repeated
+    #[arg(long, value_name = "ID=BIAS", value_delimiter = ',')]
+    pub(crate) logit_bias: Vec<LogitBias>,
+    /// Seed of the draws; -1 takes a random one, which is reported
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, default_value_t = -1,
+          value_parser = clap::value_parser!(i64).range(-1..))]
+    pub(crate) seed: i64,
+}
+
+/// How tokens are drafted.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Speculation")]
+pub(crate) struct SpecArgs {
+    /// Strategies that draft tokens, comma separated; the text is the same with any of them
+    #[arg(long, aliases = ["speculative-algorithm"], value_name = "LIST", value_delimiter = ',', default_value = "ngram")]
+    pub(crate) spec_type: Vec<SpecType>,
+    #[command(flatten)]
+    pub(crate) budget: BudgetArgs,
+}
+
+/// How much is drafted.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Speculation")]
+pub(crate) struct BudgetArgs {
+    /// Longest draft, in tokens [default: chosen each round]
+    #[arg(long, value_name = "N",
+          aliases = ["num-speculative-tokens", "speculative-num-steps", "draft-max", "draft", "speculate"])]
+    pub(crate) spec_draft_n_max: Option<usize>,
+    /// Most tree nodes that one pass verifies [default: chosen each round from this machine's speed]
+    #[arg(long, value_name = "N", aliases = ["speculative-num-draft-tokens", "total-token"],
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) spec_tree_max_tokens: Option<u16>,
+}
+
+/// How a prompt becomes the text that the model reads.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Prompt")]
+pub(crate) struct TemplateArgs {
+    /// System prompt
+    #[arg(long, aliases = ["system-prompt", "sys"], value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Chat template (Jinja) instead of the model's
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "chat_template_file")]
+    pub(crate) chat_template: Option<String>,
+    /// File with a chat template instead of the model's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template_file: Option<PathBuf>,
+    /// JSON object with further variables for the chat template
+    #[arg(long, value_name = "JSON")]
+    pub(crate) chat_template_kwargs: Option<String>,
+}
+
+/// When an answer ends.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Length")]
+pub(crate) struct LengthArgs {
+    /// Most tokens to generate; -1 goes on until the model stops or the context is full
+    #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N",
+          allow_negative_numbers = true, default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..))]
+    pub(crate) max_tokens: i64,
+    /// Fewest tokens to generate before the model may stop
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) min_tokens: usize,
+    /// Stop at this text; may be repeated
+    #[arg(short = 'r', long, alias = "reverse-prompt", value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Go on when the model wants to stop
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+/// `generate`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GenerateArgs {
+    /// The prompt; without -p and -f it is read from standard input
+    #[arg(short, long, alias = "input", short_alias = 'i', value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) prompt: Option<String>,
+    /// File with the prompt
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Give the prompt to the model as it is, without chat template
+    #[arg(long, aliases = ["no-chat-template", "no-jinja"])]
+    pub(crate) raw: bool,
+    /// Form of the output
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: OutputFormat,
+    /// Generate again without drafts, and fail unless both give the same tokens
+    #[arg(long)]
+    pub(crate) verify_lossless: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) template: TemplateArgs,
+    #[command(flatten)]
+    pub(crate) length: LengthArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+}
+
+/// `chat`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) template: TemplateArgs,
+    #[command(flatten)]
+    pub(crate) length: LengthArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+}
+
+/// `bench`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BenchArgs {
+    /// Prompt lengths to measure; 0 leaves the test out
+    #[arg(short = 'p', long, aliases = ["n-prompt"], value_name = "LIST", value_delimiter = ',', default_value = "512")]
+    pub(crate) prompt_len: Vec<usize>,
+    /// Numbers of tokens to decode one by one; 0 leaves the test out
+    #[arg(short = 'n', long, aliases = ["n-gen"], value_name = "LIST", value_delimiter = ',', default_value = "128")]
+    pub(crate) gen_len: Vec<usize>,
+    /// Numbers of tree nodes to verify in one pass; 0 leaves the test out
+    #[arg(short = 'b', long, value_name = "LIST", value_delimiter = ',', default_value = "1,2,4,8,12,16,24,32")]
+    pub(crate) verify_len: Vec<usize>,
+    /// Tokens that are in the cache before decoding and verification
+    #[arg(short = 'd', long, aliases = ["n-depth"], value_name = "N", default_value_t = 128)]
+    pub(crate) depth: usize,
+    /// Times that each test is repeated
+    #[arg(short = 'r', long, alias = "iterations", value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) repetitions: u16,
+    /// Leave the warm-up out
+    #[arg(long)]
+    pub(crate) no_warmup: bool,
+    /// Form of the output
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    pub(crate) output: TableFormat,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// `compare`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompareArgs {
+    /// Strategies to compare, comma separated; plain decoding is always measured with them
+    #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram")]
+    pub(crate) spec_types: Vec<SpecType>,
+    /// Prompts: a file with one JSON object on each line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Built-in prompt template: e2e, sql, dialogsum, prompts, mt_bench [default: chosen by the fields of the rows]
+    #[arg(long, value_name = "NAME", conflicts_with = "template")]
+    pub(crate) task: Option<TaskName>,
+    /// Prompt template with {field} placeholders
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) template: Option<String>,
+    /// Use the first N rows; 0 uses all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) limit: usize,
+    /// Tokens to generate for each prompt
+    #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// Give prompts to the model as they are, without chat template
+    #[arg(long, aliases = ["no-chat-template", "no-jinja"])]
+    pub(crate) raw: bool,
+    /// Form of the output
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: OutputFormat,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) budget: BudgetArgs,
+}
+
+/// Built-in prompt templates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum TaskName {
+    /// Meaning representation to a sentence.
+    E2e,
+    /// Question and table to a query.
+    Sql,
+    /// Dialogue to a summary.
+    Dialogsum,
+    /// Instructions as they are.
+    Prompts,
+    /// First turns of MT-Bench.
+    MtBench,
+}
+
+/// `inspect`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct InspectArgs {
+    /// GGUF file, Hugging Face directory, or name of a model that was pulled
+    #[arg(value_name = "FILE")]
+    pub(crate) path: String,
+    /// Tokens of context to compute the memory for; 0 takes what the model was trained for
+    #[arg(short, long, aliases = ["max-model-len", "max-total-tokens", "max-seq-len"], value_name = "N", default_value_t = 0)]
+    pub(crate) ctx_size: usize,
+    /// List every tensor
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Form of the output
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: OutputFormat,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// `pull`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PullArgs {
+    /// Known name, or Hub repository user/repo[:file-or-quantization]
+    #[arg(value_name = "MODEL", default_value = forestream::pull::DEFAULT_MODEL)]
+    pub(crate) name: String,
+    /// List the known names
+    #[arg(long)]
+    pub(crate) list: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// `completions`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}

@@ -1,0 +1,120 @@
+//! Values of single flags: their types, and what is accepted.
+
+use std::str::FromStr;
+
+use clap::ValueEnum;
+
+/// Form of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people.
+    Text,
+    /// One JSON value.
+    Json,
+}
+
+/// Form of a table of measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TableFormat {
+    /// A Markdown table.
+    Md,
+    /// Comma-separated values.
+    Csv,
+    /// One JSON array.
+    Json,
+    /// One JSON object on each line.
+    Jsonl,
+}
+
+/// The name of a registered strategy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SpecType(pub(crate) String);
+
+impl FromStr for SpecType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const NAMES: &[&str] = &["none", "ngram"];
+        if NAMES.contains(&text) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!("there is no such strategy; known strategies are {}", NAMES.join(", ")))
+    }
+}
+
+/// A bias for one token's logit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LogitBias {
+    /// The token.
+    pub(crate) token: u32,
+    /// What is added to its logit.
+    pub(crate) bias: f32,
+}
+
+impl FromStr for LogitBias {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not of the form ID=BIAS, ID+BIAS or ID-BIAS, such as 15043=-1.5");
+        let end = text.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
+        let token = text[..end].parse().map_err(|_| wrong())?;
+        let bias: f32 = text[end..].trim_start_matches('=').parse().map_err(|_| wrong())?;
+        if bias.is_nan() { Err(wrong()) } else { Ok(Self { token, bias }) }
+    }
+}
+
+/// A finite number that is not negative.
+pub(super) fn at_least_zero(text: &str) -> Result<f32, String> {
+    let number: f32 = text.parse().map_err(|_| "it is not a number".to_owned())?;
+    if number.is_finite() && number >= 0.0 { Ok(number) } else { Err("it must be 0 or more".to_owned()) }
+}
+
+/// A number above 0, up to 1.
+pub(super) fn positive_fraction(text: &str) -> Result<f32, String> {
+    let number: f32 = text.parse().map_err(|_| "it is not a number".to_owned())?;
+    if number > 0.0 && number <= 1.0 { Ok(number) } else { Err("it must be above 0, and 1 at most".to_owned()) }
+}
+
+/// The most threads that may be asked for.
+const MAX_THREADS: usize = 1024;
+
+/// A number of threads.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|_| "it is not a whole number".to_owned())?;
+    if number <= MAX_THREADS { Ok(number) } else { Err(format!("it must be {MAX_THREADS} at most")) }
+}
+
+/// A switch as variables and files write it.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "on" | "yes" | "enabled" => Ok(true),
+        "" | "false" | "0" | "off" | "no" | "disabled" => Ok(false),
+        _ => Err("it must be true, 1, on or enabled, or else false, 0, off or disabled".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logit_biases_are_read_in_every_spelling() {
+        let cases = [("15=1.5", 15, 1.5), ("15+1", 15, 1.0), ("15-2", 15, -2.0), ("0=-inf", 0, f32::NEG_INFINITY)];
+        for (text, token, bias) in cases {
+            assert_eq!(text.parse(), Ok(LogitBias { token, bias }), "{text}");
+        }
+        for text in ["", "15", "=1", "x=1", "15=", "15=nan", "99999999999=1"] {
+            assert!(text.parse::<LogitBias>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_outside_their_range_are_refused() {
+        for text in ["-1", "nan", "inf", "warm", ""] {
+            assert!(at_least_zero(text).is_err(), "{text}");
+        }
+        for text in ["0", "1.1", "nan", "-0.5"] {
+            assert!(positive_fraction(text).is_err(), "{text}");
+        }
+    }
+}

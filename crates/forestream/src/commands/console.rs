@@ -1,0 +1,87 @@
+//! Everything that reaches standard output and standard error.
+//!
+//! Standard output carries results only; a reader that goes away (`| head`) is not an error.
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::time::Duration;
+
+use forestream::pull::Reporter;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Writes to standard output and flushes it.
+///
+/// # Errors
+/// Whatever the system says, except that the reader has gone.
+pub(crate) fn print_bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result,
+    }
+}
+
+/// Writes text to standard output.
+///
+/// # Errors
+/// As [`print_bytes`].
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// Writes a line to standard error; a closed one is nobody's loss.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Prints the error of a command, with its causes, once.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    note(&format!("error: {error:#}"));
+}
+
+/// Progress of `pull`: a bar on a terminal, lines elsewhere.
+pub(crate) struct PullProgress {
+    bar: Option<ProgressBar>,
+    next_tenth: u64,
+}
+
+impl PullProgress {
+    pub(crate) fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style = "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+            let style = ProgressStyle::with_template(style).expect("the template is valid");
+            let bar = ProgressBar::new(0).with_style(style);
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar, next_tenth: 1 }
+    }
+
+    /// Takes the bar off the screen.
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Reporter for PullProgress {
+    fn say(&mut self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(line)),
+            None => note(line),
+        }
+    }
+
+    fn advance(&mut self, done_bytes: u64, total_bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total_bytes);
+            bar.set_position(done_bytes);
+            return;
+        }
+        let tenths = done_bytes * 10 / total_bytes.max(1);
+        if tenths >= self.next_tenth {
+            note(&format!("{} % of {total_bytes} bytes", tenths * 10));
+            self.next_tenth = tenths + 1;
+        }
+    }
+}

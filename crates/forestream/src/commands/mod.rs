@@ -1,0 +1,28 @@
+//! One file for each command. Commands print; everything they know comes from the library.
+
+mod console;
+mod pull;
+
+use std::process::ExitCode;
+
+use crate::args::{self, Command};
+
+pub(crate) use console::print_error;
+
+/// Runs a command and returns the exit code of the process.
+///
+/// # Errors
+/// Anything that kept the command from doing what it was asked for.
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Pull(args) => pull::run(&args),
+        Command::Completions(args) => completions(args.shell),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut args::definition(), "forestream", &mut script);
+    console::print_bytes(&script)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,62 @@
+//! `pull`: fetches a model, and says what it does.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use forestream::places;
+use forestream::pull::{Hub, ModelName, ModelStore, Network, REGISTRY};
+
+use super::console::{self, PullProgress};
+use crate::args::{PullArgs, StoreArgs};
+
+pub(super) fn run(args: &PullArgs) -> anyhow::Result<ExitCode> {
+    if args.list {
+        let lines: Vec<String> = REGISTRY
+            .iter()
+            .map(|model| format!("{:<32} {:>5} MB  {}\n", model.name, model.size_bytes / 1_000_000, model.summary))
+            .collect();
+        console::print(&lines.concat())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let store = store(&args.store);
+    let name = ModelName::parse(&args.name)?;
+    if let Some(path) = store.cached(&name) {
+        store.verify(&name, &path)?;
+        console::note("it is already on this machine, and its content is right");
+        console::print(&format!("{}\n", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = fetch(&store, &args.name)?;
+    console::print(&format!("{}\n", path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The path of a model, fetched if need be.
+pub(super) fn fetch(store: &ModelStore, name: &str) -> anyhow::Result<PathBuf> {
+    let name = ModelName::parse(name)?;
+    if let Some(path) = store.cached(&name) {
+        return Ok(path);
+    }
+    let mut progress = PullProgress::new();
+    let result = store.fetch(&name, &mut progress);
+    progress.finish();
+    let path = result?;
+    console::note(&format!("pulled {name}: {}", path.display()));
+    Ok(path)
+}
+
+/// Where pulled models and measurements are kept.
+pub(super) fn cache_directory(args: &StoreArgs) -> PathBuf {
+    args.cache.clone().unwrap_or_else(places::cache_directory)
+}
+
+/// The models of this machine, as the flags describe them.
+pub(super) fn store(args: &StoreArgs) -> ModelStore {
+    let network = match args.offline {
+        true => Network::Offline,
+        false if places::is_hub_offline() => Network::WithoutHub,
+        false => Network::Online,
+    };
+    let token = args.hf_token.clone().or_else(|| places::variable("HF_TOKEN"));
+    ModelStore::new(cache_directory(args).join("models"), network, Hub { token })
+}

