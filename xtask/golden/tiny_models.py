@@ -1,8 +1,9 @@
 """Makes the tiny random checkpoints of testdata/models and their golden logits.
 
-Each model has a Hugging Face directory (config.json, safetensors, tokenizer) and two golden files: golden.json (input
-token ids, shape, greedy continuation, versions) and golden.f32 (logits of every position, little-endian float32, row
-after row), computed by transformers in float32 with eager attention.
+Each model has a Hugging Face directory (config.json, safetensors, tokenizer) and three golden files: golden.json (input
+token ids, shape, greedy continuation, versions), golden.f32 (logits of every position, little-endian float32, row
+after row), computed by transformers in float32 with eager attention, and golden_half_cache.f32, the same with keys and
+values rounded to half precision before attention, as a half-precision KV cache stores them.
 
 Run by `cargo xtask golden`; usage: tiny_models.py OUTPUT_DIRECTORY [MODEL ...]
 """
@@ -11,6 +12,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import torch
 import transformers
@@ -157,21 +159,43 @@ def greedy_continuation(model, input_ids):
     return ids[len(input_ids) :], smallest_lead
 
 
+def half_precision_cache(model):
+    """A context in which the model's attention reads keys and values as a half-precision cache holds them."""
+    module = sys.modules[type(model).__module__]
+    attention = module.eager_attention_forward
+
+    def rounded(layer, query, key, value, *rest, **options):
+        return attention(layer, query, key.half().to(key.dtype), value.half().to(value.dtype), *rest, **options)
+
+    return mock.patch.object(module, "eager_attention_forward", rounded)
+
+
+def write_floats(path, tensor):
+    path.write_bytes(tensor.to(torch.float32).numpy().astype("<f4").tobytes())
+
+
+def relative_error(tensor, reference):
+    return float(f"{((tensor - reference).norm() / reference.norm()).item():.1e}")
+
+
 def write_golden(model, tiny, directory):
     generator = torch.Generator().manual_seed(1000 + tiny.seed)
     input_ids = torch.randint(tiny_tokenizer.VOCAB_SIZE, (NUM_INPUT_TOKENS,), generator=generator).tolist()
     with torch.no_grad():
         logits = model(torch.tensor([input_ids])).logits[0]
+        with half_precision_cache(model):
+            half_cache_logits = model(torch.tensor([input_ids])).logits[0]
         greedy, smallest_lead = greedy_continuation(model, input_ids)
         reference = model.double()(torch.tensor([input_ids])).logits[0]
-    noise = ((logits - reference).norm() / reference.norm()).item()
-    (directory / "golden.f32").write_bytes(logits.to(torch.float32).numpy().astype("<f4").tobytes())
+    write_floats(directory / "golden.f32", logits)
+    write_floats(directory / "golden_half_cache.f32", half_cache_logits)
     golden = {
         "input_ids": input_ids,
         "logits_shape": list(logits.shape),
         "greedy_ids": greedy,
         "smallest_greedy_lead": round(smallest_lead, 6),
-        "relative_error_of_float32": float(f"{noise:.1e}"),
+        "relative_error_of_float32": relative_error(logits, reference),
+        "relative_error_of_half_cache": relative_error(half_cache_logits, reference),
         "made_with": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
     text = json.dumps(golden).replace(', "', ',\n "')  # one line per key, not per number
@@ -196,7 +220,7 @@ def make(tiny, output):
     golden = write_golden(model, tiny, directory)
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"{tiny.name}: {parameters} parameters, lead {golden['smallest_greedy_lead']}, "
-          f"float32 noise {golden['relative_error_of_float32']}")
+          f"float32 noise {golden['relative_error_of_float32']}, half cache {golden['relative_error_of_half_cache']}")
 
 
 def main():
