@@ -1,6 +1,6 @@
 //! What can go wrong between a file and its logits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::TokenId;
 
@@ -48,4 +48,14 @@ pub enum ModelError {
         /// Positions that the pass needs.
         needed: usize,
     },
+}
+
+impl ModelError {
+    pub(crate) fn malformed(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Malformed { path: path.to_owned(), problem: problem.into() }
+    }
+
+    pub(crate) fn unsupported(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Unsupported { path: path.to_owned(), problem: problem.into() }
+    }
 }

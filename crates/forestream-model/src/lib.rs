@@ -3,14 +3,17 @@
 //! The three types that matter: [`TokenTree`], the only shape of input; [`KvCache`], committed and provisional rows;
 //! and [`Model`], one pass over several sequences at once. The crate knows no sampling, strategies, text or clocks.
 
+pub mod architectures;
 mod config;
 mod error;
 mod kv_cache;
 mod model;
 mod token_tree;
+pub mod weights;
 
 pub use config::{DecoderConfig, RopeConfig, RopeScaling, RopeStyle};
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_LEN, CacheShape, KvCache};
 pub use model::{Hidden, Model, Outputs, Row};
 pub use token_tree::{NodeId, TokenId, TokenTree};
+pub use weights::{Checkpoint, Weight};

@@ -1,0 +1,70 @@
+//! What a model's authors suggest for generation: where texts start and end, and sampling settings.
+
+use std::path::Path;
+
+use crate::weights::{GgufMetadata, JsonFile};
+use crate::{ModelError, TokenId};
+
+/// Special tokens and suggested sampling settings; what a checkpoint does not say is absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// The token in front of a text.
+    pub bos_token_id: Option<TokenId>,
+    /// Tokens that end a text or a turn.
+    pub eos_token_ids: Vec<TokenId>,
+    /// Sampling temperature.
+    pub temperature: Option<f64>,
+    /// Number of most likely tokens to sample from.
+    pub top_k: Option<u64>,
+    /// Probability mass to sample from.
+    pub top_p: Option<f64>,
+}
+
+pub(super) fn of_gguf(metadata: &GgufMetadata) -> Result<GenerationDefaults, ModelError> {
+    let token = |key: &str| token_id(metadata.path(), key, metadata.integer(key)?);
+    let mut eos_token_ids = Vec::new();
+    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+        eos_token_ids.extend(token(key)?.filter(|id| !eos_token_ids.contains(id)));
+    }
+    Ok(GenerationDefaults {
+        bos_token_id: token("tokenizer.ggml.bos_token_id")?,
+        eos_token_ids,
+        temperature: metadata.number("general.sampling.temp")?,
+        top_k: metadata.integer("general.sampling.top_k")?,
+        top_p: metadata.number("general.sampling.top_p")?,
+    })
+}
+
+/// `generation_config.json` counts before `config.json`.
+pub(super) fn of_hugging_face(
+    config: &JsonFile,
+    generation: Option<&JsonFile>,
+) -> Result<GenerationDefaults, ModelError> {
+    let mut defaults = GenerationDefaults::default();
+    for json in [Some(config), generation].into_iter().flatten() {
+        let first = |ids: Vec<TokenId>| ids.first().copied();
+        defaults.bos_token_id = token_ids(json, "bos_token_id")?.and_then(first).or(defaults.bos_token_id);
+        defaults.eos_token_ids = token_ids(json, "eos_token_id")?.unwrap_or(defaults.eos_token_ids);
+        defaults.temperature = json.number("temperature")?.or(defaults.temperature);
+        defaults.top_k = json.integer("top_k")?.or(defaults.top_k);
+        defaults.top_p = json.number("top_p")?.or(defaults.top_p);
+    }
+    Ok(defaults)
+}
+
+/// llama2.c starts every text with 1, and stops when that token comes again; 2 is the tokenizer's end.
+pub(super) fn of_llama2c() -> GenerationDefaults {
+    GenerationDefaults { bos_token_id: Some(1), eos_token_ids: vec![1, 2], ..GenerationDefaults::default() }
+}
+
+fn token_ids(json: &JsonFile, key: &str) -> Result<Option<Vec<TokenId>>, ModelError> {
+    let Some(numbers) = json.integers(key)? else { return Ok(None) };
+    let ids = numbers.into_iter().map(|number| token_id(json.path(), key, Some(number)));
+    Ok(Some(ids.filter_map(Result::transpose).collect::<Result<_, _>>()?))
+}
+
+fn token_id(path: &Path, key: &str, number: Option<u64>) -> Result<Option<TokenId>, ModelError> {
+    let Some(number) = number else { return Ok(None) };
+    let id = TokenId::try_from(number);
+    id.map(Some).map_err(|_| ModelError::malformed(path, format!("`{key}` is {number}, which is no token id")))
+}
