@@ -35,6 +35,8 @@ pub(crate) struct LowArgs {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Describe a model file
+    Inspect(InspectArgs),
     /// Fetch a model
     Pull(PullArgs),
     /// Print a shell completion script

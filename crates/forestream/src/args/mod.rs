@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 
 pub(crate) use low::*;
+pub(crate) use values::OutputFormat;
 
 /// Reads the command line.
 ///

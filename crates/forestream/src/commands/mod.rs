@@ -1,6 +1,7 @@
 //! One file for each command. Commands print; everything they know comes from the library.
 
 mod console;
+mod inspect;
 mod pull;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ pub(crate) use console::print_error;
 /// Anything that kept the command from doing what it was asked for.
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Inspect(args) => inspect::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Completions(args) => completions(args.shell),
     }

@@ -1,0 +1,95 @@
+//! `inspect`: describes a model file for people, or as JSON.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use forestream::inspect::{Inspection, inspect};
+
+use super::{console, pull};
+use crate::args::{InspectArgs, OutputFormat};
+
+pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let path = pull::fetch(&pull::store(&args.store), &args.path)?;
+    let inspection = inspect(&path, Some(args.ctx_size).filter(|&size| size > 0))?;
+    match args.output {
+        OutputFormat::Json => console::print(&format!("{}\n", serde_json::to_string_pretty(&inspection)?))?,
+        OutputFormat::Text => console::print(&describe(&inspection, args.tensors))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(inspection: &Inspection, with_tensors: bool) -> String {
+    let mut text = String::new();
+    write_all(&mut text, inspection, with_tensors).expect("writing to a string never fails");
+    text
+}
+
+fn write_all(text: &mut String, inspection: &Inspection, with_tensors: bool) -> std::fmt::Result {
+    writeln!(text, "{}: {}", inspection.path.display(), bytes(inspection.file_bytes))?;
+    writeln!(text, "\nMetadata")?;
+    for (key, value) in &inspection.metadata {
+        writeln!(text, "  {key} = {}", value.as_str().unwrap_or_default())?;
+    }
+    writeln!(text, "\nTensors\n  {:<8} {:>8} {:>16} {:>12}", "format", "tensors", "parameters", "size")?;
+    for group in &inspection.formats {
+        let size = bytes(group.bytes);
+        writeln!(text, "  {:<8} {:>8} {:>16} {size:>12}", group.format, group.num_tensors, group.num_parameters)?;
+    }
+    let size = bytes(inspection.formats.iter().map(|group| group.bytes).sum());
+    writeln!(text, "  {:<8} {:>8} {:>16} {size:>12}", "all", inspection.tensors.len(), inspection.num_parameters)?;
+    if with_tensors {
+        writeln!(text)?;
+        for tensor in &inspection.tensors {
+            let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
+            writeln!(text, "  {:<8} {:>16}  {}", tensor.format, shape.join(" x "), tensor.name)?;
+        }
+    }
+    if let Some(model) = &inspection.model {
+        writeln!(text, "\nModel")?;
+        writeln!(
+            text,
+            "  {}: {} layers, hidden size {}, {} query and {} key/value heads, {} tokens, context {}",
+            model.architecture,
+            model.num_hidden_layers,
+            model.hidden_size,
+            model.num_attention_heads,
+            model.num_key_value_heads,
+            model.vocab_size,
+            model.max_position_embeddings
+        )?;
+        writeln!(text, "  {} of weights are read for each decoded token", bytes(model.bytes_per_token))?;
+        writeln!(
+            text,
+            "  {} for a context of {} tokens ({} of cache for each)",
+            bytes(model.memory_bytes),
+            model.ctx_size,
+            bytes(model.cache_bytes_per_position)
+        )?;
+    }
+    match &inspection.problems[..] {
+        [] => writeln!(text, "\nThis build can run it."),
+        problems => writeln!(text, "\nThis build cannot run it:\n  {}", problems.join("\n  ")),
+    }
+}
+
+/// A size for people, in binary units.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
+    let unit = (0..UNITS.len()).rev().find(|&unit| count >> (10 * unit) > 0).unwrap_or(0);
+    match unit {
+        0 => format!("{count} B"),
+        _ => format!("{:.1} {}", count as f64 / f64::from(1_u32 << (10 * unit)), UNITS[unit]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_readable() {
+        for (count, expected) in [(0, "0 B"), (1023, "1023 B"), (98_362_432, "93.8 MiB"), (3 << 30, "3.0 GiB")] {
+            assert_eq!(bytes(count), expected);
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Prompts from JSON Lines files: rows, built-in tasks, and templates with `{field}` placeholders.
+//!
+//! A row that cannot be used is an error with file and line; nothing is dropped silently. Must not know models or
+//! chat templates.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+/// A prompt made of a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatasetPrompt {
+    /// What to ask.
+    pub text: String,
+    /// The kind of prompt, where rows say it.
+    pub category: Option<String>,
+}
+
+/// Errors of reading prompts.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line is not a JSON object.
+    #[error("{path}, line {line}: not a JSON object: {problem}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A row has not the field that the template names.
+    #[error("{path}, line {line}: the field {field:?} of the template is missing or not text; the row has {present}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The field.
+        field: String,
+        /// The fields of the row.
+        present: String,
+    },
+    /// The fields of the first row belong to no built-in task.
+    #[error("{path}: no built-in task has the fields {present}; name one with --task or give a --template")]
+    UnknownTask {
+        /// The file.
+        path: PathBuf,
+        /// The fields of the first row.
+        present: String,
+    },
+    /// There are no rows.
+    #[error("{path} has no rows")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A brace without its partner.
+    #[error("the template {template:?} has a brace without its partner; placeholders are written {{field}}")]
+    Template {
+        /// The template.
+        template: String,
+    },
+}
+
+/// A built-in task: how rows of a known dataset become prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its name, as given to `--task`.
+    pub name: &'static str,
+    /// The template; `{turns}` of a list is its first element.
+    pub template: &'static str,
+    /// The field that holds the category.
+    pub category: Option<&'static str>,
+}
+
+/// Every built-in task. Where none is named, the first one whose fields a row has is taken.
+pub const TASKS: &[Task] = &[
+    Task {
+        name: "e2e",
+        template: "Write one sentence that says all of this about a restaurant:\n{meaning_representation}",
+        category: None,
+    },
+    Task {
+        name: "sql",
+        template: "Write one SQL query that answers the question. Answer with the query alone.\n\n\
+                   {context}\n\nQuestion: {question}",
+        category: None,
+    },
+    Task {
+        name: "dialogsum",
+        template: "Summarize this dialogue in one or two sentences.\n\n{dialogue}",
+        category: None,
+    },
+    Task { name: "mt_bench", template: "{turns}", category: Some("category") },
+    Task { name: "prompts", template: "{prompt}", category: Some("source") },
+];
+
+/// The task of that name.
+pub fn task(name: &str) -> Option<&'static Task> {
+    TASKS.iter().find(|task| task.name == name)
+}
+
+/// How rows become prompts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Template {
+    /// As the fields of the first row suggest.
+    Inferred,
+    /// A built-in task.
+    Task(&'static Task),
+    /// Text with `{field}` placeholders; `{{` and `}}` are braces.
+    Text(String),
+}
+
+/// Reads the prompts of a JSON Lines file: at most `limit` of them, or all. Equal prompts are taken once.
+///
+/// # Errors
+/// A file that cannot be read, or a row that cannot be used, with its line.
+pub fn read_prompts(
+    path: &Path,
+    template: &Template,
+    limit: Option<usize>,
+) -> Result<Vec<DatasetPrompt>, DatasetError> {
+    let read_error = |source| DatasetError::Read { path: path.to_owned(), source };
+    let lines = BufReader::new(File::open(path).map_err(read_error)?).lines();
+    let mut template = template.clone();
+    let (mut prompts, mut seen) = (Vec::new(), HashSet::new());
+    for (index, line) in lines.enumerate() {
+        if limit == Some(prompts.len()) {
+            break;
+        }
+        let line = line.map_err(read_error)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let row = Row::parse(path, index + 1, &line)?;
+        if template == Template::Inferred {
+            template = Template::Task(row.infer_task()?);
+        }
+        let prompt = row.prompt(&template)?;
+        if seen.insert(prompt.text.clone()) {
+            prompts.push(prompt);
+        }
+    }
+    if prompts.is_empty() { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(prompts) }
+}
+
+/// One line of a file.
+struct Row<'a> {
+    path: &'a Path,
+    line: usize,
+    fields: Map<String, Value>,
+}
+
+impl<'a> Row<'a> {
+    fn parse(path: &'a Path, line: usize, text: &str) -> Result<Self, DatasetError> {
+        let syntax = |problem: String| DatasetError::Syntax { path: path.to_owned(), line, problem };
+        match serde_json::from_str(text) {
+            Ok(Value::Object(fields)) => Ok(Self { path, line, fields }),
+            Ok(other) => Err(syntax(format!("it is {}", kind_of(&other)))),
+            Err(error) => Err(syntax(error.to_string())),
+        }
+    }
+
+    fn infer_task(&self) -> Result<&'static Task, DatasetError> {
+        let has_fields = |task: &&Task| {
+            let pieces = pieces(task.template).expect("built-in templates are valid");
+            pieces.iter().all(|piece| match piece {
+                Piece::Field(field) => self.text(field).is_some(),
+                Piece::Text(_) => true,
+            })
+        };
+        let unknown = || DatasetError::UnknownTask { path: self.path.to_owned(), present: self.present() };
+        TASKS.iter().find(has_fields).ok_or_else(unknown)
+    }
+
+    fn prompt(&self, template: &Template) -> Result<DatasetPrompt, DatasetError> {
+        let (template, category) = match template {
+            Template::Inferred => unreachable!("the task was inferred from the first row"),
+            Template::Task(task) => (task.template, task.category),
+            Template::Text(text) => (text.as_str(), Some("category")),
+        };
+        let mut text = String::new();
+        for piece in pieces(template)? {
+            match piece {
+                Piece::Text(literal) => text.push_str(&literal),
+                Piece::Field(field) => text.push_str(self.text(&field).ok_or_else(|| self.missing(field.clone()))?),
+            }
+        }
+        let category = category.and_then(|field| self.text(field)).map(str::to_owned);
+        Ok(DatasetPrompt { text, category })
+    }
+
+    /// The text of a field; of a list, its first element.
+    fn text(&self, field: &str) -> Option<&str> {
+        match self.fields.get(field)? {
+            Value::Array(elements) => elements.first()?.as_str(),
+            value => value.as_str(),
+        }
+    }
+
+    fn missing(&self, field: String) -> DatasetError {
+        DatasetError::Field { path: self.path.to_owned(), line: self.line, field, present: self.present() }
+    }
+
+    fn present(&self) -> String {
+        let names: Vec<String> = self.fields.keys().map(|name| format!("{name:?}")).collect();
+        names.join(", ")
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A part of a template.
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Field(String),
+}
+
+fn pieces(template: &str) -> Result<Vec<Piece>, DatasetError> {
+    let wrong = || DatasetError::Template { template: template.to_owned() };
+    let (mut pieces, mut literal) = (Vec::new(), String::new());
+    let mut rest = template;
+    while let Some(index) = rest.find(['{', '}']) {
+        literal.push_str(&rest[..index]);
+        let (brace, after) = (&rest[index..=index], &rest[index + 1..]);
+        if let Some(after) = after.strip_prefix(brace) {
+            literal.push_str(brace);
+            rest = after;
+            continue;
+        }
+        let (field, after) =
+            after.split_once('}').filter(|(field, _)| brace == "{" && !field.contains('{')).ok_or_else(wrong)?;
+        pieces.push(Piece::Text(std::mem::take(&mut literal)));
+        pieces.push(Piece::Field(field.trim().to_owned()));
+        rest = after;
+    }
+    literal.push_str(rest);
+    pieces.push(Piece::Text(literal));
+    Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn read(content: &str, template: &Template, limit: Option<usize>) -> Result<Vec<DatasetPrompt>, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rows.jsonl");
+        fs::write(&path, content).unwrap();
+        read_prompts(&path, template, limit).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn tasks_are_inferred_from_the_fields() {
+        let cases = [
+            (r#"{"meaning_representation": "name[A]", "reference": "A."}"#, "about a restaurant:\nname[A]"),
+            (
+                r#"{"question": "Q?", "context": "CREATE TABLE t (a)", "answer": "x"}"#,
+                "CREATE TABLE t (a)\n\nQuestion: Q?",
+            ),
+            (r#"{"dialogue": "A: hi", "summary": "s", "topic": "t"}"#, "sentences.\n\nA: hi"),
+            (r#"{"prompt": "Do it", "source": "gsm8k"}"#, "Do it"),
+            (r#"{"question_id": 81, "category": "writing", "turns": ["First", "Second"]}"#, "First"),
+        ];
+        for (row, ending) in cases {
+            let prompts = read(row, &Template::Inferred, None).unwrap();
+            assert!(prompts[0].text.ends_with(ending), "{row} -> {prompts:?}");
+        }
+    }
+
+    #[test]
+    fn equal_prompts_count_once_and_the_limit_holds() {
+        let content =
+            "{\"prompt\": \"a\", \"source\": \"x\"}\n\n{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n{\"prompt\": \"c\"}\n";
+        let texts = |limit| {
+            let prompts = read(content, &Template::Inferred, limit).unwrap();
+            prompts.into_iter().map(|prompt| prompt.text).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(None), ["a", "b", "c"]);
+        assert_eq!(texts(Some(2)), ["a", "b"]);
+    }
+
+    #[test]
+    fn templates_take_fields_and_doubled_braces() {
+        let template = Template::Text("{{json}} {a}: { b }".to_owned());
+        let prompts = read(r#"{"a": "1", "b": "2", "category": "k"}"#, &template, None).unwrap();
+        assert_eq!(prompts, [DatasetPrompt { text: "{json} 1: 2".to_owned(), category: Some("k".to_owned()) }]);
+    }
+
+    #[test]
+    fn a_broken_row_is_named_with_its_line() {
+        let good = r#"{"prompt": "a"}"#;
+        let cases = [
+            (format!("{good}\n{{\"prompt\": "), "line 2: not a JSON object"),
+            (format!("{good}\n[1]"), "line 2: not a JSON object: it is a list"),
+            (format!("{good}\n\n{{\"text\": \"b\"}}"), "line 3: the field \"prompt\""),
+            (r#"{"number": 1}"#.to_owned(), "no built-in task has the fields \"number\""),
+            (String::new(), "has no rows"),
+        ];
+        for (content, expected) in cases {
+            let error = read(&content, &Template::Inferred, None).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        for template in ["{a", "a}", "{a{b}}"] {
+            let error = read(good, &Template::Text(template.to_owned()), None).unwrap_err();
+            assert!(error.contains("brace"), "{template}: {error}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What a model file contains, what it costs to run, and whether this build can run it.
+//!
+//! Reads descriptions only, no weights. A file that cannot be run is described as far as it can be read.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use forestream_model::weights::{Checkpoint, Contents, TensorInfo};
+use forestream_model::{CacheShape, DecoderConfig, ModelError};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// A description of a model file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Size of all weight files.
+    pub file_bytes: u64,
+    /// Number of weights.
+    pub num_parameters: u64,
+    /// The tensors by format, largest group first.
+    pub formats: Vec<FormatGroup>,
+    /// Sizes and costs; absent where the model cannot be run.
+    pub model: Option<ModelCosts>,
+    /// Why this build cannot run the model; empty if it can.
+    pub problems: Vec<String>,
+    /// What the file says about itself; long values are shortened.
+    pub metadata: Map<String, Value>,
+    /// Every tensor in file order.
+    pub tensors: Vec<TensorLine>,
+}
+
+/// Tensors of one format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FormatGroup {
+    /// How the weights are stored.
+    pub format: String,
+    /// Number of tensors.
+    pub num_tensors: usize,
+    /// Number of weights.
+    pub num_parameters: u64,
+    /// Bytes in the file.
+    pub bytes: u64,
+}
+
+/// One tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TensorLine {
+    /// The file's own name.
+    pub name: String,
+    /// Sizes, rows first.
+    pub shape: Vec<usize>,
+    /// How the weights are stored.
+    pub format: String,
+    /// Bytes in the file.
+    pub bytes: u64,
+}
+
+/// Sizes of a model that can be run, and what it costs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelCosts {
+    /// The architecture.
+    pub architecture: String,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Width of a hidden state.
+    pub hidden_size: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// Positions that the model was trained for.
+    pub max_position_embeddings: usize,
+    /// Bytes of weights that one decoded token reads.
+    pub bytes_per_token: u64,
+    /// Bytes of the key/value cache for one position.
+    pub cache_bytes_per_position: u64,
+    /// The context that the memory is computed for.
+    pub ctx_size: usize,
+    /// Weights and a full cache of that context.
+    pub memory_bytes: u64,
+}
+
+/// Describes the model at `path`; `ctx_size` is the context to compute memory for, by default the model's own.
+///
+/// # Errors
+/// A file that is no model at all, or is damaged.
+pub fn inspect(path: &Path, ctx_size: Option<usize>) -> Result<Inspection, ModelError> {
+    let contents = Contents::open(path)?;
+    let tensors: Vec<TensorLine> = contents.tensors().iter().map(TensorLine::of).collect();
+    let mut inspection = Inspection {
+        path: path.to_owned(),
+        file_bytes: contents.file_bytes(),
+        num_parameters: contents.tensors().iter().map(|tensor| tensor.num_elements() as u64).sum(),
+        formats: group(&contents),
+        model: None,
+        problems: Vec::new(),
+        metadata: contents.printable_metadata().into_iter().map(|(key, value)| (key, Value::String(value))).collect(),
+        tensors,
+    };
+    match Checkpoint::from_contents(contents) {
+        Ok(checkpoint) => inspection.model = Some(ModelCosts::of(&checkpoint, ctx_size)?),
+        Err(error) => inspection.problems.push(error.to_string()),
+    }
+    Ok(inspection)
+}
+
+impl TensorLine {
+    fn of(tensor: &TensorInfo) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            format: tensor.format.to_string(),
+            bytes: tensor.num_bytes() as u64,
+        }
+    }
+}
+
+fn group(contents: &Contents) -> Vec<FormatGroup> {
+    let mut groups: BTreeMap<String, FormatGroup> = BTreeMap::new();
+    for tensor in contents.tensors() {
+        let format = tensor.format.to_string();
+        let empty = FormatGroup { format: format.clone(), num_tensors: 0, num_parameters: 0, bytes: 0 };
+        let group = groups.entry(format).or_insert(empty);
+        group.num_tensors += 1;
+        group.num_parameters += tensor.num_elements() as u64;
+        group.bytes += tensor.num_bytes() as u64;
+    }
+    let mut groups: Vec<FormatGroup> = groups.into_values().collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
+    groups
+}
+
+impl ModelCosts {
+    fn of(checkpoint: &Checkpoint, ctx_size: Option<usize>) -> Result<Self, ModelError> {
+        let config = checkpoint.config();
+        let all_bytes: u64 = checkpoint.contents().tensors().iter().map(|tensor| tensor.num_bytes() as u64).sum();
+        let cache_bytes_per_position = cache_shape(config).bytes_per_position() as u64;
+        let ctx_size = ctx_size.unwrap_or(config.max_position_embeddings);
+        Ok(Self {
+            architecture: config.architecture.clone(),
+            num_hidden_layers: config.num_hidden_layers,
+            hidden_size: config.hidden_size,
+            num_attention_heads: config.num_attention_heads,
+            num_key_value_heads: config.num_key_value_heads,
+            vocab_size: config.vocab_size,
+            max_position_embeddings: config.max_position_embeddings,
+            bytes_per_token: all_bytes - unread_bytes(checkpoint)?,
+            cache_bytes_per_position,
+            ctx_size,
+            memory_bytes: all_bytes + cache_bytes_per_position * ctx_size as u64,
+        })
+    }
+}
+
+/// Bytes of the embedding table that a token does not read: all rows but one, unless the table is the LM head too.
+fn unread_bytes(checkpoint: &Checkpoint) -> Result<u64, ModelError> {
+    if checkpoint.config().tie_word_embeddings {
+        return Ok(0);
+    }
+    let embeddings = checkpoint.weight("model.embed_tokens.weight")?;
+    let bytes = embeddings.bytes.len() as u64;
+    Ok(bytes - bytes / embeddings.rows.max(1) as u64)
+}
+
+/// The sizes of the key/value cache of a model.
+fn cache_shape(config: &DecoderConfig) -> CacheShape {
+    CacheShape {
+        num_layers: config.num_hidden_layers,
+        num_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+    }
+}
