@@ -1,0 +1,47 @@
+//! `tojson` as Hugging Face's templates know it: Python's `json.dumps` with `ensure_ascii=False`.
+//!
+//! minijinja's own filter escapes HTML characters, which changes the text that the model reads.
+
+use std::io;
+
+use minijinja::value::Kwargs;
+use minijinja::{Error, ErrorKind, Value};
+use serde::Serialize as _;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+/// The filter: `value | tojson` or `value | tojson(indent=4)`.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands keyword arguments over by value")]
+pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Hugging Face's own default is `False`; other options are errors.
+    let _: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    let mut json = Vec::new();
+    let written = match indent {
+        None => value.serialize(&mut Serializer::with_formatter(&mut json, OneLine)),
+        Some(width) => {
+            let indent = " ".repeat(width);
+            let formatter = PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut json, formatter))
+        }
+    };
+    written.map_err(|error| Error::new(ErrorKind::BadSerialization, "cannot serialize to JSON").with_source(error))?;
+    Ok(Value::from(String::from_utf8(json).expect("serde_json writes UTF-8")))
+}
+
+/// Python's separators on one line: `, ` and `: `.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}

@@ -1,0 +1,238 @@
+//! A tokenizer from a Hugging Face model directory.
+//!
+//! `tokenizer.json` is the tokenizer; the other files say which tokens start and end a text, and how a chat is written.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use tokenizers::{Model as _, Tokenizer as Engine};
+
+use crate::token_table::{TokenKind, TokenTable};
+use crate::tokenizer::{Parts, Roles};
+use crate::{TextError, byte_level, sentencepiece};
+
+/// Reads a directory into the parts of a tokenizer.
+pub(crate) fn read(directory: &Path) -> Result<Parts, TextError> {
+    let path = directory.join("tokenizer.json");
+    let file = read_file(&path)?;
+    check_merges(&file, &path)?;
+    let mut engine =
+        Engine::from_bytes(&file).map_err(|source| TextError::Engine { doing: "reading tokenizer.json", source })?;
+    engine.with_truncation(None).map_err(|source| TextError::Engine { doing: "turning truncation off", source })?;
+    engine.with_padding(None);
+    let config: TokenizerConfig = read_json_if_present(&directory.join("tokenizer_config.json"))?.unwrap_or_default();
+    let generation: GenerationConfig =
+        read_json_if_present(&directory.join("generation_config.json"))?.unwrap_or_default();
+    let table = table(&engine, &path)?;
+    let roles = config.roles(&engine);
+    let end_of_generation: BTreeSet<u32> = roles.eos.into_iter().chain(generation.eos_token_id.into_vec()).collect();
+    let (prefix, suffix) = affixes(&engine)?;
+    let templates = templates(directory, config.chat_template)?;
+    Ok(Parts { engine, table, prefix, suffix, roles, end_of_generation, templates })
+}
+
+#[derive(Deserialize, Default)]
+struct TokenizerConfig {
+    bos_token: Option<NamedToken>,
+    eos_token: Option<NamedToken>,
+    unk_token: Option<NamedToken>,
+    pad_token: Option<NamedToken>,
+    chat_template: Option<Templates>,
+}
+
+impl TokenizerConfig {
+    fn roles(&self, engine: &Engine) -> Roles {
+        let id = |token: &Option<NamedToken>| match token.as_ref()? {
+            NamedToken::Name(content) | NamedToken::Token { content } => engine.token_to_id(content),
+        };
+        Roles {
+            bos: id(&self.bos_token),
+            eos: id(&self.eos_token),
+            unknown: id(&self.unk_token),
+            padding: id(&self.pad_token),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NamedToken {
+    Name(String),
+    Token { content: String },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+#[derive(Deserialize, Default)]
+struct GenerationConfig {
+    #[serde(default)]
+    eos_token_id: Ids,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(untagged)]
+enum Ids {
+    #[default]
+    None,
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl Ids {
+    fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::None => Vec::new(),
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        }
+    }
+}
+
+/// `chat_template.jinja` goes before the template in `tokenizer_config.json`.
+fn templates(directory: &Path, configured: Option<Templates>) -> Result<Vec<(String, String)>, TextError> {
+    let path = directory.join("chat_template.jinja");
+    if path.is_file() {
+        let source = std::fs::read_to_string(&path).map_err(|source| TextError::Read { path, source })?;
+        return Ok(vec![("default".to_owned(), source)]);
+    }
+    Ok(match configured {
+        None => Vec::new(),
+        Some(Templates::One(source)) => vec![("default".to_owned(), source)],
+        Some(Templates::Named(list)) => list.into_iter().map(|named| (named.name, named.template)).collect(),
+    })
+}
+
+fn table(engine: &Engine, path: &Path) -> Result<TokenTable, TextError> {
+    let decoder = Decoder::of(engine.get_decoder(), path)?;
+    let added = engine.get_added_vocabulary().get_added_tokens_decoder();
+    let model = engine.get_model();
+    let largest_added = added.keys().max().map_or(0, |id| *id as usize + 1);
+    let mut table = TokenTable::new(decoder == Decoder::SentencePiece { strips_space: true });
+    for id in 0..vocab_size(engine).max(largest_added) as u32 {
+        if let Some(token) = added.get(&id) {
+            table.push(token.content.as_bytes(), if token.special { TokenKind::Special } else { TokenKind::Added });
+        } else if let Some(token) = model.id_to_token(id) {
+            let bytes = match decoder {
+                Decoder::ByteLevel => byte_level::token_bytes(&token),
+                Decoder::SentencePiece { .. } => sentencepiece::token_bytes(&token),
+            };
+            table.push(&bytes, TokenKind::Text);
+        } else {
+            table.push(&[], TokenKind::Unused);
+        }
+    }
+    Ok(table)
+}
+
+/// One more than the largest id of the model, which may leave ids out.
+fn vocab_size(engine: &Engine) -> usize {
+    engine.get_vocab(false).into_values().max().map_or(0, |id| id as usize + 1)
+}
+
+/// How tokens become bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Decoder {
+    ByteLevel,
+    SentencePiece { strips_space: bool },
+}
+
+impl Decoder {
+    fn of(decoder: Option<&DecoderWrapper>, path: &Path) -> Result<Self, TextError> {
+        let steps = match decoder {
+            Some(DecoderWrapper::Sequence(sequence)) => sequence.get_decoders(),
+            Some(step) => std::slice::from_ref(step),
+            None => &[],
+        };
+        let strips_space = steps.iter().any(|step| matches!(step, DecoderWrapper::Strip(strip) if strip.start > 0));
+        let of_step = |step: &DecoderWrapper| match step {
+            DecoderWrapper::ByteLevel(_) => Some(Self::ByteLevel),
+            DecoderWrapper::ByteFallback(_) => Some(Self::SentencePiece { strips_space }),
+            DecoderWrapper::Metaspace(metaspace) => {
+                Some(Self::SentencePiece { strips_space: metaspace.prepend_scheme != PrependScheme::Never })
+            }
+            _ => None,
+        };
+        steps.iter().find_map(of_step).ok_or_else(|| TextError::UnsupportedDecoder {
+            path: path.to_owned(),
+            got: decoder.map_or_else(|| "none".to_owned(), |decoder| format!("{decoder:?}")),
+        })
+    }
+}
+
+/// The ids that the post-processor puts before and after a text, found by letting it process one.
+fn affixes(engine: &Engine) -> Result<(Vec<u32>, Vec<u32>), TextError> {
+    let encode = |add| {
+        engine
+            .encode("a", add)
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|source| TextError::Engine { doing: "trying the post-processor", source })
+    };
+    let (bare, full) = (encode(false)?, encode(true)?);
+    let start = full.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
+    Ok((full[..start].to_vec(), full[(start + bare.len()).min(full.len())..].to_vec()))
+}
+
+#[derive(Deserialize)]
+struct MergesFile {
+    model: MergesModel,
+}
+
+#[derive(Deserialize)]
+struct MergesModel {
+    #[serde(default)]
+    merges: Vec<Merge>,
+    #[serde(default)]
+    vocab: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair(String, String),
+    Line(String),
+}
+
+/// Checks what the `tokenizers` crate would answer with a panic: a merge rule longer than every token.
+fn check_merges(file: &[u8], path: &Path) -> Result<(), TextError> {
+    let parsed: MergesFile =
+        serde_json::from_slice(file).map_err(|source| TextError::Json { path: path.to_owned(), source })?;
+    let Some(vocab) = parsed.model.vocab.as_object() else { return Ok(()) };
+    for (index, merge) in parsed.model.merges.iter().enumerate() {
+        let (joined, rule) = match merge {
+            Merge::Pair(left, right) => (format!("{left}{right}"), format!("{left} {right}")),
+            Merge::Line(rule) => (rule.replacen(' ', "", 1), rule.clone()),
+        };
+        if !vocab.contains_key(&joined) {
+            return Err(TextError::BadMerge { index, rule });
+        }
+    }
+    Ok(())
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, TextError> {
+    std::fs::read(path).map_err(|source| TextError::Read { path: path.to_owned(), source })
+}
+
+fn read_json_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TextError> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let file = read_file(path)?;
+    let path: PathBuf = path.to_owned();
+    serde_json::from_slice(&file).map(Some).map_err(|source| TextError::Json { path, source })
+}
