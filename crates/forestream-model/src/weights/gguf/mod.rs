@@ -1,11 +1,12 @@
 //! GGUF files, versions 2 and 3: header, metadata and tensor table.
 //!
 //! Every count, length, offset and dimension is checked against the file before it is used, so that a hostile file can
-//! neither panic nor allocate more than a small multiple of its own size. Knows no architecture. Source: the format's
-//! specification in the ggml repository, `docs/gguf.md`.
+//! neither panic nor allocate more than a small multiple of its own size. Knows no architecture. Source: the GGUF
+//! specification of the ggml project.
 
 mod cursor;
 mod metadata;
+mod value;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -13,8 +14,9 @@ use std::path::Path;
 use forestream_kernels::formats::Format;
 
 use self::cursor::Cursor;
+pub use self::metadata::GgufMetadata;
 use self::metadata::MIN_PAIR_BYTES;
-pub use self::metadata::{GgufArray, GgufMetadata, GgufStrings, GgufValue};
+pub use self::value::{GgufArray, GgufStrings, GgufValue};
 use super::contents::TensorInfo;
 use crate::ModelError;
 
