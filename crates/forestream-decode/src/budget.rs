@@ -1,0 +1,217 @@
+//! The cost model: how many draft nodes are worth verifying in a pass.
+//!
+//! A pass over n nodes takes t(n) seconds, measured once per machine and model. With the drafts' nodes in falling order
+//! of their acceptance probability, a pass that verifies the best B of them emits `1 + sum of the B probabilities` tokens
+//! on average; the B of the highest rate is taken. B = 0 is plain decoding. Several sequences share one ranking.
+
+use std::time::Duration;
+
+use crate::round::active;
+use crate::{DecodeError, Sequence};
+
+/// How many nodes a pass may verify.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Budget {
+    /// As many as pay, by the measured cost of a pass.
+    Auto(CostCurve),
+    /// At most this many for each sequence, root included.
+    Fixed(usize),
+}
+
+impl Budget {
+    /// The most nodes that a sequence may draft, root included; at least 1.
+    pub fn max_nodes(&self) -> usize {
+        match self {
+            Self::Auto(cost) => cost.max_nodes(),
+            Self::Fixed(nodes) => (*nodes).max(1),
+        }
+    }
+}
+
+/// Seconds of a pass over n nodes: measured at some n, linear between, never falling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostCurve {
+    points: Vec<(usize, f64)>,
+}
+
+impl CostCurve {
+    /// A curve through measured (nodes, seconds). A later point below an earlier one is noise and raised to it.
+    ///
+    /// # Errors
+    /// [`DecodeError::CostCurve`] without points, for sizes that do not grow from 1 or more, and for times that are not
+    /// positive.
+    pub fn new(points: &[(usize, f64)]) -> Result<Self, DecodeError> {
+        let mut kept: Vec<(usize, f64)> = Vec::with_capacity(points.len());
+        for &(nodes, seconds) in points {
+            let &(last_nodes, last_seconds) = kept.last().unwrap_or(&(0, 0.0));
+            let is_positive = seconds.is_finite() && seconds > 0.0;
+            if nodes <= last_nodes || !is_positive {
+                return Err(DecodeError::CostCurve { nodes, seconds });
+            }
+            kept.push((nodes, seconds.max(last_seconds)));
+        }
+        if kept.is_empty() {
+            return Err(DecodeError::CostCurve { nodes: 0, seconds: 0.0 });
+        }
+        Ok(Self { points: kept })
+    }
+
+    /// Times passes of each size `repetitions` times, sizes taking turns, and keeps the medians.
+    ///
+    /// `run_pass` runs one pass over that many nodes; `clock` reads a running clock.
+    ///
+    /// # Errors
+    /// What `run_pass` returns, and [`DecodeError::CostCurve`] for sizes that do not grow.
+    pub fn measure(
+        sizes: &[usize],
+        repetitions: usize,
+        mut clock: impl FnMut() -> Duration,
+        mut run_pass: impl FnMut(usize) -> Result<(), DecodeError>,
+    ) -> Result<Self, DecodeError> {
+        let mut times = vec![Vec::with_capacity(repetitions); sizes.len()];
+        for _ in 0..repetitions {
+            for (times, &nodes) in times.iter_mut().zip(sizes) {
+                let start = clock();
+                run_pass(nodes)?;
+                times.push(clock().saturating_sub(start).as_secs_f64());
+            }
+        }
+        let median = |times: &mut Vec<f64>| {
+            times.sort_unstable_by(f64::total_cmp);
+            times.get(times.len() / 2).copied().unwrap_or(0.0)
+        };
+        let points: Vec<_> = sizes.iter().copied().zip(times.iter_mut().map(median)).collect();
+        Self::new(&points)
+    }
+
+    /// The measured points, for keeping them in a file.
+    pub fn points(&self) -> &[(usize, f64)] {
+        &self.points
+    }
+
+    /// The largest size that was measured.
+    pub fn max_nodes(&self) -> usize {
+        self.points[self.points.len() - 1].0
+    }
+
+    /// Seconds of a pass over `nodes` nodes; beyond the measured sizes the last slope goes on.
+    pub fn seconds(&self, nodes: usize) -> f64 {
+        let after = self.points.partition_point(|&(size, _)| size < nodes);
+        let (left, right) = match (after, self.points.len()) {
+            (0, _) | (_, 1) => return self.points[0].1,
+            (after, len) if after == len => (self.points[len - 2], self.points[len - 1]),
+            (after, _) => (self.points[after - 1], self.points[after]),
+        };
+        let slope = (right.1 - left.1) / (right.0 - left.0) as f64;
+        left.1 + slope * (nodes - left.0) as f64
+    }
+
+    /// How many of the nodes with these falling `scores` make the best rate, in a pass that has `base_nodes` anyway and
+    /// emits `base_tokens` without them.
+    pub fn best_count(&self, base_nodes: usize, base_tokens: usize, scores: impl Iterator<Item = f32>) -> usize {
+        let mut best = (0, base_tokens as f64 / self.seconds(base_nodes));
+        let mut expected = base_tokens as f64;
+        for (index, score) in scores.enumerate() {
+            expected += f64::from(score);
+            let rate = expected / self.seconds(base_nodes + index + 1);
+            if rate > best.1 {
+                best = (index + 1, rate);
+            }
+        }
+        best.0
+    }
+}
+
+/// The draft nodes of all sequences of a pass, ranked by score.
+#[derive(Debug, Default)]
+pub(crate) struct NodeRanking {
+    /// Score, and the index of the sequence.
+    nodes: Vec<(f32, usize)>,
+    /// Nodes that each sequence keeps, root included.
+    counts: Vec<usize>,
+}
+
+impl NodeRanking {
+    /// Cuts the planned drafts to the nodes that pay.
+    pub(crate) fn cut(&mut self, cost: &CostCurve, sequences: &mut [&mut Sequence]) {
+        self.nodes.clear();
+        let (mut base_nodes, mut base_tokens) = (0, 0);
+        for (index, sequence) in active(sequences).enumerate() {
+            let draft = sequence.draft();
+            base_tokens += usize::from(sequence.will_emit());
+            if sequence.has_choice() {
+                base_nodes += 1;
+                self.nodes.extend(draft.tree().node_ids().skip(1).map(|node| (draft.score(node), index)));
+            } else {
+                base_nodes += draft.tree().len();
+            }
+        }
+        if self.nodes.is_empty() {
+            return;
+        }
+        self.nodes.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let best = cost.best_count(base_nodes, base_tokens, self.nodes.iter().map(|&(score, _)| score));
+        self.counts.clear();
+        self.counts.resize(sequences.len(), 1);
+        for &(_, index) in &self.nodes[..best] {
+            self.counts[index] += 1;
+        }
+        for (sequence, &count) in active(sequences).zip(&self.counts) {
+            if sequence.has_choice() && count < sequence.draft().tree().len() {
+                sequence.keep_best(count);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curve_is_interpolated_and_never_falls() {
+        let curve = CostCurve::new(&[(1, 2.0), (4, 5.0), (8, 4.0), (16, 13.0)]).unwrap();
+        let cases = [(0, 2.0), (1, 2.0), (2, 3.0), (4, 5.0), (6, 5.0), (8, 5.0), (12, 9.0), (16, 13.0), (24, 21.0)];
+        for (nodes, expected) in cases {
+            assert!((curve.seconds(nodes) - expected).abs() < 1e-12, "{nodes}");
+        }
+        assert!((CostCurve::new(&[(1, 2.0)]).unwrap().seconds(9) - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn impossible_points_are_refused() {
+        for points in [&[][..], &[(0, 1.0)], &[(2, 1.0), (2, 1.0)], &[(1, 0.0)], &[(1, f64::NAN)]] {
+            assert!(matches!(CostCurve::new(points), Err(DecodeError::CostCurve { .. })), "{points:?}");
+        }
+    }
+
+    #[test]
+    fn the_best_count_balances_gain_and_cost() {
+        let flat = CostCurve::new(&[(1, 1.0), (16, 1.0001)]).unwrap();
+        let steep = CostCurve::new(&[(1, 1.0), (2, 2.0), (16, 16.0)]).unwrap();
+        let knee = CostCurve::new(&[(1, 1.0), (4, 1.0), (5, 3.0), (16, 14.0)]).unwrap();
+        let scores = [0.9, 0.8, 0.5, 0.4, 0.1];
+        for (curve, expected) in [(flat, 5), (steep, 0), (knee, 3)] {
+            assert_eq!(curve.best_count(1, 1, scores.into_iter()), expected);
+        }
+    }
+
+    #[test]
+    fn measuring_takes_medians_of_a_given_clock() {
+        let mut passes = Vec::new();
+        let now = std::cell::Cell::new(0_u64);
+        let curve = CostCurve::measure(
+            &[1, 8],
+            3,
+            || Duration::from_micros(now.get()),
+            |nodes| {
+                passes.push(nodes);
+                let hiccup = if passes.len() == 3 { 1000 } else { 0 };
+                now.set(now.get() + 10 + nodes as u64 + hiccup);
+                Ok(())
+            },
+        );
+        assert_eq!(passes, [1, 8, 1, 8, 1, 8]);
+        assert_eq!(curve.unwrap().points(), [(1, 11e-6), (8, 18e-6)]);
+    }
+}

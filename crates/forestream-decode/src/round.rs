@@ -1,0 +1,100 @@
+//! One round: draft, forward, verify, commit, observe, over several sequences in one pass.
+//!
+//! ```text
+//! draft    each sequence proposes a token tree below its last token      Drafter::draft
+//!          the budget rule cuts the trees                                Budget
+//! forward  one target pass over all trees, logits of all their nodes     Model::forward, Model::logits
+//! verify   walk down each tree, one emitted token per visited node       Acceptance::walk
+//! commit   only the rows of the accepted path stay in the cache          KvCache::commit
+//! observe  the drafter learns from the round                             Drafter::observe
+//! ```
+//!
+//! A sequence that is still reading its prompt takes part with a chunk of it. Nothing is allocated once warm. The round
+//! knows no strategy by name, no text and no clock.
+
+use forestream_model::{Hidden, Model, Row};
+
+use crate::{Budget, DecodeError, Sequence, budget::NodeRanking};
+
+/// Prompt tokens per pass. More would not be faster, and fewer let other sequences in earlier.
+const PREFILL_CHUNK: usize = 256;
+
+/// Runs rounds; owns the buffers of a pass.
+#[derive(Debug)]
+pub struct Round {
+    budget: Budget,
+    prefill_chunk: usize,
+    hidden: Hidden,
+    /// `[rows, vocab_size]`
+    logits: Vec<f32>,
+    /// Empty between passes; only its allocation is kept.
+    rows: Vec<Row<'static>>,
+    ranking: NodeRanking,
+}
+
+impl Round {
+    /// Rounds under this budget.
+    pub fn new(budget: Budget) -> Self {
+        Self {
+            budget,
+            prefill_chunk: PREFILL_CHUNK,
+            hidden: Hidden::new(),
+            logits: Vec::new(),
+            rows: Vec::new(),
+            ranking: NodeRanking::default(),
+        }
+    }
+
+    /// Sets how many prompt tokens go through a pass; never changes a token.
+    ///
+    /// # Panics
+    /// If `prefill_chunk` is zero.
+    pub fn set_prefill_chunk(&mut self, prefill_chunk: usize) {
+        assert!(prefill_chunk > 0, "a pass reads at least one prompt token");
+        self.prefill_chunk = prefill_chunk;
+    }
+
+    /// Runs one pass for every sequence that has not ended; each gains at least one token, unless it reads its prompt.
+    ///
+    /// # Errors
+    /// The first failure; the sequences of the pass cannot go on after it.
+    pub fn run(&mut self, target: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<(), DecodeError> {
+        for sequence in active(sequences) {
+            sequence.plan(self.budget.max_nodes(), self.prefill_chunk)?;
+        }
+        if let Budget::Auto(cost) = &self.budget {
+            self.ranking.cut(cost, sequences);
+        }
+        self.forward(target, sequences)?;
+        for (sequence_index, sequence) in active(sequences).enumerate() {
+            sequence.finish_pass(target, &self.hidden, &mut self.logits, sequence_index)?;
+        }
+        Ok(())
+    }
+
+    /// One pass over the planned trees, and the logits of every node that emits.
+    fn forward(&mut self, target: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<(), DecodeError> {
+        let mut rows = recycle(std::mem::take(&mut self.rows));
+        rows.extend(active(sequences).map(Sequence::row));
+        let result = if rows.is_empty() { Ok(()) } else { target.forward(&mut rows, &mut self.hidden) };
+        let is_idle = rows.is_empty();
+        self.rows = recycle(rows);
+        result?;
+        self.logits.clear();
+        if !is_idle && self.hidden.num_rows() > 0 {
+            target.logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
+        }
+        Ok(())
+    }
+}
+
+/// The sequences that take part in a pass, in order.
+pub(crate) fn active<'a>(sequences: &'a mut [&mut Sequence]) -> impl Iterator<Item = &'a mut Sequence> {
+    sequences.iter_mut().map(|sequence| &mut **sequence).filter(|sequence| sequence.finish_reason().is_none())
+}
+
+/// The allocation of `rows`, ready for rows that borrow from something else: the standard library collects in place.
+fn recycle<'to>(mut rows: Vec<Row<'_>>) -> Vec<Row<'to>> {
+    rows.clear();
+    rows.into_iter().map(|_| unreachable!("the rows were cleared")).collect()
+}

@@ -1,0 +1,323 @@
+//! One text in the making: its tokens, cache, drafter and sampler, and when it ends.
+//!
+//! Invariant between rounds: the cache has committed a prefix of `tokens`, and at least the last token is not in it.
+//! While more than one token is missing, the prompt is being read, chunk by chunk; after that every pass is a round.
+
+use forestream_model::{DecoderConfig, Hidden, KvCache, Model, NodeId, Outputs, Row, TokenId};
+
+use crate::acceptance::{Acceptance, SampleAndMatch, Stop, Walk};
+use crate::draft::{DraftRequest, VerifiedRound};
+use crate::{DecodeError, Draft, Drafter, Limits, Random, Sampler, SamplingSettings, Stats};
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token was emitted; it is the last token.
+    Stop,
+    /// `max_tokens` were emitted, or the context is full.
+    Length,
+}
+
+impl FinishReason {
+    /// The word that the `OpenAI` API uses.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// What is asked of one sequence.
+pub struct SequenceOptions {
+    /// How tokens are chosen.
+    pub sampling: SamplingSettings,
+    /// The most tokens to emit.
+    pub max_tokens: usize,
+    /// Tokens that end the text; the one that does is emitted.
+    pub stop_tokens: Vec<TokenId>,
+    /// The greatest depth of a draft.
+    pub max_draft_depth: usize,
+    /// Which drafts are kept.
+    pub acceptance: Box<dyn Acceptance>,
+}
+
+impl Default for SequenceOptions {
+    fn default() -> Self {
+        Self {
+            sampling: SamplingSettings::default(),
+            max_tokens: usize::MAX,
+            stop_tokens: Vec::new(),
+            max_draft_depth: usize::MAX,
+            acceptance: Box::new(SampleAndMatch),
+        }
+    }
+}
+
+/// One text in the making.
+pub struct Sequence {
+    tokens: Vec<TokenId>,
+    prompt_len: usize,
+    vocab_size: usize,
+    cache: KvCache,
+    sampler: Sampler,
+    drafter: Box<dyn Drafter>,
+    options: SequenceOptions,
+    finish_reason: Option<FinishReason>,
+    stats: Stats,
+    /// What the drafter proposed.
+    proposal: Draft,
+    /// What goes through the target: the proposal cut to the budget, or a part of the prompt.
+    draft: Draft,
+    phase: Phase,
+    path: Vec<NodeId>,
+    order: Vec<NodeId>,
+}
+
+/// What the next pass does for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Reads a part of the prompt.
+    Prompt,
+    /// Reads the end of the prompt and emits a token.
+    PromptEnd,
+    /// Verifies a draft.
+    Round,
+}
+
+impl Sequence {
+    /// A sequence that continues `prompt`. Rows of `cache` are reused as far as its tokens agree with the prompt.
+    ///
+    /// # Errors
+    /// An empty prompt, one that leaves no room in the cache, an unknown token, or a setting out of range.
+    pub fn new(
+        config: &DecoderConfig,
+        prompt: &[TokenId],
+        mut cache: KvCache,
+        drafter: Box<dyn Drafter>,
+        options: SequenceOptions,
+    ) -> Result<Self, DecodeError> {
+        let (prompt_tokens, capacity, vocab_size) = (prompt.len(), cache.capacity(), config.vocab_size);
+        if prompt.is_empty() {
+            return Err(DecodeError::EmptyPrompt);
+        }
+        if prompt_tokens >= capacity {
+            return Err(DecodeError::PromptTooLong { prompt_tokens, capacity });
+        }
+        let biased = options.sampling.logit_bias.iter().map(|&(token, _)| ("logit_bias", token));
+        let mut named = prompt.iter().map(|&token| ("the prompt", token)).chain(biased);
+        if let Some((place, token)) = named.find(|&(_, token)| token as usize >= vocab_size) {
+            return Err(DecodeError::TokenOutOfRange { place, token, vocab_size });
+        }
+        // The last prompt token runs in any case: its hidden state decides the first answer token.
+        let shared = cache.tokens().iter().zip(&prompt[..prompt_tokens - 1]).take_while(|(a, b)| a == b).count();
+        cache.truncate(shared);
+        let mut tokens = Vec::with_capacity(capacity + 1);
+        tokens.extend_from_slice(prompt);
+        let sampler = Sampler::new(options.sampling.clone())?;
+        let stats = Stats { prompt_tokens, reused_tokens: shared, ..Stats::default() };
+        let finish_reason = (options.max_tokens == 0).then_some(FinishReason::Length);
+        Ok(Self {
+            tokens,
+            prompt_len: prompt_tokens,
+            vocab_size,
+            cache,
+            sampler,
+            drafter,
+            options,
+            finish_reason,
+            stats,
+            proposal: Draft::default(),
+            draft: Draft::default(),
+            phase: Phase::Prompt,
+            path: Vec::new(),
+            order: Vec::new(),
+        })
+    }
+
+    /// Prompt and answer so far.
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// The answer so far.
+    pub fn completion(&self) -> &[TokenId] {
+        &self.tokens[self.prompt_len..]
+    }
+
+    /// Why the sequence ended; `None` while it goes on.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish_reason
+    }
+
+    /// Whether the prompt is still being read.
+    pub fn is_prefilling(&self) -> bool {
+        self.tokens.len() - self.cache.len() > 1
+    }
+
+    /// Counts so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The options in use.
+    pub fn options(&self) -> &SequenceOptions {
+        &self.options
+    }
+
+    /// The tree of the last pass: a draft cut to the budget, or a part of the prompt.
+    pub fn draft(&self) -> &Draft {
+        &self.draft
+    }
+
+    /// The cache; its committed rows can serve a later prompt with the same beginning.
+    pub fn into_cache(self) -> KvCache {
+        self.cache
+    }
+
+    /// Adds tokens that end the text.
+    pub fn stop_on(&mut self, tokens: &[TokenId]) {
+        self.options.stop_tokens.extend_from_slice(tokens);
+    }
+
+    /// Sets the most tokens to emit; a limit that is reached already ends the text.
+    pub fn set_max_tokens(&mut self, max_tokens: usize) {
+        self.options.max_tokens = max_tokens;
+        if self.completion().len() >= max_tokens {
+            self.finish_reason.get_or_insert(FinishReason::Length);
+        }
+    }
+
+    /// The most tokens that the text may have, prompt included.
+    fn max_len(&self) -> usize {
+        self.prompt_len.saturating_add(self.options.max_tokens).min(self.cache.capacity())
+    }
+
+    /// Prepares the next pass: a part of the prompt, or a draft within `max_nodes`.
+    pub(crate) fn plan(&mut self, max_nodes: usize, prefill_chunk: usize) -> Result<(), DecodeError> {
+        let pending = &self.tokens[self.cache.len()..];
+        if pending.len() > 1 {
+            let chunk = &pending[..pending.len().min(prefill_chunk)];
+            self.phase = if chunk.len() == pending.len() { Phase::PromptEnd } else { Phase::Prompt };
+            self.draft.set_chain(chunk);
+            return Ok(());
+        }
+        self.phase = Phase::Round;
+        // The token after the deepest node is emitted too, so a draft is one token shorter than the rest of the text.
+        let rest = self.max_len() - self.tokens.len() - 1;
+        let limits = Limits {
+            max_nodes: max_nodes.min(self.cache.capacity() - self.cache.len()),
+            max_depth: self.options.max_draft_depth.min(rest),
+            vocab_size: self.vocab_size,
+        };
+        self.proposal.reset(pending[0]);
+        if limits.max_nodes > 1 && limits.max_depth > 0 {
+            let random = Random::draft(self.options.sampling.seed);
+            let capacity = self.cache.capacity();
+            let request = DraftRequest { context: &self.tokens, limits, capacity, random };
+            self.drafter.draft(&request, &mut self.proposal)?;
+        }
+        self.cut(limits)
+    }
+
+    /// Takes over what `limits` allow of the proposal. A drawn draft is never cut: that would bias its acceptance.
+    fn cut(&mut self, limits: Limits) -> Result<(), DecodeError> {
+        let (nodes, depth) = (self.proposal.tree().len(), self.proposal.tree().max_depth());
+        if !self.proposal.is_drawn() {
+            self.proposal.cut_into(limits, &mut self.order, &mut self.draft);
+        } else if nodes <= limits.max_nodes && depth <= limits.max_depth {
+            std::mem::swap(&mut self.proposal, &mut self.draft);
+        } else {
+            let Limits { max_nodes, max_depth, .. } = limits;
+            return Err(DecodeError::DraftTooLarge { nodes, depth, max_nodes, max_depth });
+        }
+        Ok(())
+    }
+
+    /// Keeps the best `num_nodes` of the planned draft.
+    pub(crate) fn keep_best(&mut self, num_nodes: usize) {
+        let limits = Limits { max_nodes: num_nodes, max_depth: usize::MAX, vocab_size: self.vocab_size };
+        std::mem::swap(&mut self.proposal, &mut self.draft);
+        self.proposal.cut_into(limits, &mut self.order, &mut self.draft);
+    }
+
+    /// Whether the planned pass emits a token.
+    pub(crate) fn will_emit(&self) -> bool {
+        self.phase != Phase::Prompt
+    }
+
+    /// Whether the planned pass has draft tokens that may be cut by their score.
+    pub(crate) fn has_choice(&self) -> bool {
+        self.phase == Phase::Round && !self.draft.is_drawn()
+    }
+
+    /// This sequence's part of the planned pass.
+    pub(crate) fn row(&mut self) -> Row<'_> {
+        let outputs = match self.phase {
+            Phase::Prompt => Outputs::None,
+            Phase::PromptEnd => Outputs::Last,
+            Phase::Round => Outputs::All,
+        };
+        Row { tree: self.draft.tree(), cache: &mut self.cache, outputs }
+    }
+
+    /// Verifies, commits and lets the drafter learn, after the pass.
+    pub(crate) fn finish_pass(
+        &mut self,
+        target: &dyn Model,
+        hidden: &Hidden,
+        logits: &mut [f32],
+        sequence_index: usize,
+    ) -> Result<(), DecodeError> {
+        let old_len = self.tokens.len();
+        let start = if self.phase == Phase::Round { NodeId::ROOT } else { self.draft.tree().last() };
+        self.draft.tree().path_into(start, &mut self.path);
+        if self.will_emit() {
+            let stop = Stop { tokens: &self.options.stop_tokens, max_len: self.max_len() };
+            self.options.acceptance.walk(&mut Walk {
+                draft: &self.draft,
+                logits,
+                vocab_size: self.vocab_size,
+                hidden,
+                sequence_index,
+                sampler: &mut self.sampler,
+                tokens: &mut self.tokens,
+                path: &mut self.path,
+                stop,
+            })?;
+        }
+        self.cache.commit(&self.path);
+        let num_emitted = self.tokens.len() - old_len;
+        self.record(num_emitted);
+        if num_emitted == 0 {
+            return Ok(());
+        }
+        self.drafter.observe(VerifiedRound {
+            target,
+            draft: &self.draft,
+            hidden,
+            sequence_index,
+            path: &self.path,
+            context: &self.tokens,
+            num_emitted,
+            cache: &mut self.cache,
+        })
+    }
+
+    /// Counts the pass and notices the end.
+    fn record(&mut self, num_emitted: usize) {
+        self.stats.completion_tokens += num_emitted;
+        if self.phase == Phase::Round {
+            self.stats.record_round(self.draft.num_draft_tokens(), num_emitted - 1);
+        } else {
+            self.stats.prefill_passes += 1;
+            self.stats.prefill_emitted += num_emitted;
+        }
+        let last = self.tokens[self.tokens.len() - 1];
+        if num_emitted > 0 && self.options.stop_tokens.contains(&last) {
+            self.finish_reason = Some(FinishReason::Stop);
+        } else if self.tokens.len() >= self.max_len() {
+            self.finish_reason = Some(FinishReason::Length);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The registered ways to draft. Help, documentation, benchmarks and conformance tests iterate over [`STRATEGIES`].
+//!
+//! A new strategy is one file and two adjacent lines here: see `docs/adding-a-strategy.md`.
+
+mod combined;
+mod ngram;
+mod none;
+mod suffix_automaton;
+
+pub use combined::Combined;
+pub use ngram::Ngram;
+pub use none::Plain;
+
+use crate::{DecodeError, Drafter};
+
+/// Every strategy, in the order in which help shows them.
+pub static STRATEGIES: &[&Strategy] = &[
+    &none::STRATEGY,  //
+    &ngram::STRATEGY, //
+];
+
+/// A registered way to draft.
+#[derive(Debug)]
+pub struct Strategy {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// One line of help.
+    pub summary: &'static str,
+    /// What has to be given for it.
+    pub requires: Requires,
+    /// Makes a drafter for one sequence.
+    pub build: fn(&Resources) -> Result<Box<dyn Drafter>, DecodeError>,
+}
+
+/// What a strategy needs besides the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Requires {
+    /// Nothing.
+    Nothing,
+}
+
+/// What strategies are built from. Empty so far: neither strategy needs more than the text.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Resources {}
+
+/// The strategy of that name.
+///
+/// # Errors
+/// [`DecodeError::UnknownStrategy`] lists the known ones.
+pub fn find(name: &str) -> Result<&'static Strategy, DecodeError> {
+    let found = STRATEGIES.iter().find(|strategy| strategy.name == name);
+    found.copied().ok_or_else(|| {
+        let known: Vec<&str> = STRATEGIES.iter().map(|strategy| strategy.name).collect();
+        DecodeError::UnknownStrategy { name: name.to_owned(), known: known.join(", ") }
+    })
+}
+
+/// A drafter for one sequence from a comma list of names; several are combined.
+///
+/// # Errors
+/// [`DecodeError::UnknownStrategy`], or what a strategy says when something that it needs is missing.
+pub fn build(names: &str, resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
+    let names = names.split(',').map(str::trim);
+    let mut drafters = names.map(|name| (find(name)?.build)(resources)).collect::<Result<Vec<_>, _>>()?;
+    Ok(match drafters.len() {
+        1 => drafters.remove(0),
+        _ => Box::new(Combined::new(drafters)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_lists_combine() {
+        for (index, strategy) in STRATEGIES.iter().enumerate() {
+            assert!(STRATEGIES[index + 1..].iter().all(|other| other.name != strategy.name));
+            assert!(build(strategy.name, &Resources::default()).is_ok());
+        }
+        assert!(build("none, ngram", &Resources::default()).is_ok());
+        let error = build("ngram,nonsense", &Resources::default()).err().unwrap();
+        assert_eq!(error.to_string(), "unknown strategy `nonsense`; known are none, ngram");
+    }
+}

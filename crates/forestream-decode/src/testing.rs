@@ -1,0 +1,194 @@
+//! A model for tests: peaked laws that depend on every token of the path, as read back from the cache.
+//!
+//! Each pass writes every node's token and position into key and value rows, and computes hidden states from what it reads
+//! back: of all committed slots, then of the node's ancestors. A row in the wrong slot, a wrong ancestor or a wrong commit
+//! order changes the logits. The law leans on the last token and a bit of
+//! the one before it, so that text repeats itself and drafting can help.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use forestream_model::{
+    BLOCK_LEN, CacheShape, DecoderConfig, Hidden, KvCache, Model, ModelError, NodeId, RopeConfig, RopeScaling,
+    RopeStyle, Row, TokenId,
+};
+
+use crate::random::mix;
+
+const SHAPE: CacheShape = CacheShape { num_layers: 2, num_kv_heads: 2, head_dim: 2 };
+/// Half-precision numbers hold integers up to 2048 exactly.
+const BASE: usize = 1024;
+/// Four 16-bit pieces of each of two hashes.
+const HIDDEN_SIZE: usize = 8;
+
+/// What a prefix of the text comes down to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Prefix {
+    /// A hash of all (token, position) pairs.
+    whole: u64,
+    last: TokenId,
+    before_last: TokenId,
+}
+
+impl Prefix {
+    fn then(self, (token, position): (TokenId, usize)) -> Self {
+        let pair = (u64::from(token) << 32) | position as u64;
+        Self { whole: mix(self.whole ^ mix(pair.wrapping_add(1))), last: token, before_last: self.last }
+    }
+}
+
+/// A model whose laws are hashes.
+#[derive(Debug)]
+pub struct FakeModel {
+    config: DecoderConfig,
+    /// How peaked the laws are; 0 is uniform.
+    sharpness: f32,
+    /// By node of the tree at hand.
+    prefixes: Mutex<Vec<Prefix>>,
+    num_passes: AtomicUsize,
+    max_nodes: AtomicUsize,
+}
+
+impl FakeModel {
+    /// A model over `vocab_size` tokens.
+    pub fn new(vocab_size: usize, sharpness: f32) -> Self {
+        let config = DecoderConfig {
+            architecture: "llama".to_owned(),
+            hidden_size: HIDDEN_SIZE,
+            intermediate_size: HIDDEN_SIZE,
+            num_hidden_layers: SHAPE.num_layers,
+            num_attention_heads: SHAPE.num_kv_heads,
+            num_key_value_heads: SHAPE.num_kv_heads,
+            head_dim: SHAPE.head_dim,
+            vocab_size,
+            max_position_embeddings: 4096,
+            rms_norm_eps: 1e-5,
+            rope: RopeConfig { theta: 10000.0, style: RopeStyle::Halves, scaling: RopeScaling::None },
+            tie_word_embeddings: true,
+            has_qkv_bias: false,
+            has_qk_norm: false,
+        };
+        let (num_passes, max_nodes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { config, sharpness, prefixes: Mutex::default(), num_passes, max_nodes }
+    }
+
+    /// Passes so far.
+    pub fn num_passes(&self) -> usize {
+        self.num_passes.load(Ordering::Relaxed)
+    }
+
+    /// The most nodes that any tree of a pass has had since the last call.
+    pub fn take_max_nodes(&self) -> usize {
+        self.max_nodes.swap(0, Ordering::Relaxed)
+    }
+
+    /// The logits after the given hashes.
+    fn logit(&self, state: &[f32], token: usize) -> f32 {
+        let hash = |pieces: &[f32]| pieces.iter().fold(0, |hash, &piece| (hash << 16) | piece as u64);
+        let unit = |number: u64| (mix(number) >> 40) as f32 / (1_u64 << 24) as f32;
+        let (whole, recent) = (hash(&state[..4]), hash(&state[4..]));
+        let leaning = unit(recent.wrapping_add(token as u64 * 0x9e37)).powi(3);
+        let surprise = unit(whole.wrapping_add(token as u64 * 0x79b9));
+        self.sharpness * (leaning + 0.25 * surprise)
+    }
+
+    fn check(&self, row: &Row<'_>) -> Result<(), ModelError> {
+        let vocab_size = self.config.vocab_size;
+        for node in row.tree.node_ids() {
+            let token = row.tree.token(node);
+            if token as usize >= vocab_size {
+                return Err(ModelError::TokenOutOfRange { token, vocab_size });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the rows of a tree, then derives each node's prefix from what it reads back.
+    fn run(row: &mut Row<'_>, prefixes: &mut Vec<Prefix>) {
+        let (len, tree) = (row.cache.len(), row.tree);
+        for node in tree.node_ids() {
+            write_slot(row.cache, len + node.index(), tree.token(node), len + tree.depth(node));
+        }
+        let committed = (0..len).fold(Prefix::default(), |prefix, slot| prefix.then(read_slot(row.cache, slot)));
+        prefixes.clear();
+        for node in tree.node_ids() {
+            let before = tree.parent(node).map_or(committed, |parent: NodeId| prefixes[parent.index()]);
+            prefixes.push(before.then(read_slot(row.cache, len + node.index())));
+        }
+    }
+}
+
+/// Layer `l`, head `h` keeps token and position, each in two digits, marked by layer and head.
+fn write_slot(cache: &mut KvCache, slot: usize, token: TokenId, position: usize) {
+    let token = token as usize;
+    for layer in 0..SHAPE.num_layers {
+        let mark = |number: usize, head: usize| ((number + layer + 2 * head) % BASE) as f32;
+        let key = [mark(token % BASE, 0), mark(token / BASE, 0), mark(token % BASE, 1), mark(token / BASE, 1)];
+        let value =
+            [mark(position % BASE, 0), mark(position / BASE, 0), mark(position % BASE, 1), mark(position / BASE, 1)];
+        cache.write(layer, slot, &key, &value);
+    }
+}
+
+/// Token and position of a slot.
+///
+/// # Panics
+/// If layers or heads disagree: then a row was moved in parts.
+fn read_slot(cache: &KvCache, slot: usize) -> (TokenId, usize) {
+    let mut first = None;
+    for layer in 0..SHAPE.num_layers {
+        for head in 0..SHAPE.num_kv_heads {
+            let (keys, values) = cache.block(slot / BLOCK_LEN, layer, head);
+            let lane = slot % BLOCK_LEN;
+            let digit = |number: f32| (number as usize + 2 * BASE - layer - 2 * head) % BASE;
+            let key = |channel: usize| digit(keys[channel * BLOCK_LEN + lane].to_f32());
+            let value = |channel: usize| digit(values[lane * SHAPE.head_dim + channel].to_f32());
+            let row = ((key(0) + BASE * key(1)) as TokenId, value(0) + BASE * value(1));
+            assert_eq!(*first.get_or_insert(row), row, "layer {layer}, head {head} of slot {slot}");
+        }
+    }
+    first.expect("there is at least one layer")
+}
+
+impl Model for FakeModel {
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache::new(SHAPE, capacity)
+    }
+
+    fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
+        rows.iter().try_for_each(|row| self.check(row))?;
+        for row in rows.iter_mut() {
+            row.cache.reserve(row.tree)?;
+        }
+        self.num_passes.fetch_add(1, Ordering::Relaxed);
+        let mut prefixes = self.prefixes.lock().expect("no test panics while it holds the lock");
+        let mut states = hidden.reset(rows, HIDDEN_SIZE).chunks_exact_mut(HIDDEN_SIZE);
+        for row in rows {
+            self.max_nodes.fetch_max(row.tree.len(), Ordering::Relaxed);
+            Self::run(row, &mut prefixes);
+            for node in row.outputs.nodes(row.tree.len()) {
+                let Prefix { whole, last, before_last } = prefixes[node];
+                let recent = mix((u64::from(before_last % 2) << 32) | u64::from(last));
+                let pieces = [whole, recent].into_iter().flat_map(|hash| [48, 32, 16, 0].map(|bits| hash >> bits));
+                let state = states.next().expect("one state for each node that was asked for");
+                for (channel, piece) in state.iter_mut().zip(pieces) {
+                    *channel = f32::from(piece as u16);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn logits(&self, hidden: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
+        logits.clear();
+        for row in rows {
+            let state = hidden.state(row);
+            logits.extend((0..self.config.vocab_size).map(|token| self.logit(state, token)));
+        }
+    }
+}
