@@ -1,0 +1,184 @@
+//! The inputs of a matrix product: `f32` rows, and the same rows as 8-bit integers in blocks of 32.
+
+use crate::ThreadPool;
+use crate::packed::layout::BLOCK_INPUTS;
+use crate::shared_slice::SharedSlice;
+use crate::simd::{Isa, LANES, Simd, dispatch};
+
+/// Rows of inputs, `[rows, width]`, reused between passes.
+///
+/// The integer form of a block of 32 is `round(x * 127 / max|x|)`, its scale `max|x| / 127`.
+#[derive(Debug, Default)]
+pub struct Activations {
+    rows: usize,
+    width: usize,
+    values: Vec<f32>,
+    quants: Vec<i8>,
+    /// `[rows, width / 32]`.
+    scales: Vec<f32>,
+    /// Sums of 16 quants, `[rows, width / 16]`.
+    sums: Vec<i32>,
+    /// Scale times the sum of 32 quants, `[rows, width / 32]`.
+    scaled_sums: Vec<f32>,
+    is_quantized: bool,
+}
+
+impl Activations {
+    /// An empty holder.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The rows, `[rows, width]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Fills the rows through `fill(row_index, row)`, and quantizes them when `width` is a whole number of blocks.
+    pub fn fill(
+        &mut self,
+        pool: &ThreadPool,
+        isa: Isa,
+        [rows, width]: [usize; 2],
+        fill: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        self.resize(rows, width);
+        let rows_per_chunk = (4096 / width.max(1)).max(1);
+        let is_quantized = self.is_quantized;
+        let blocks = if is_quantized { width / BLOCK_INPUTS } else { 0 };
+        let values = SharedSlice::new(&mut self.values);
+        let quants = SharedSlice::new(&mut self.quants);
+        let scales = SharedSlice::new(&mut self.scales);
+        let sums = SharedSlice::new(&mut self.sums);
+        let scaled_sums = SharedSlice::new(&mut self.scaled_sums);
+        pool.run(rows.div_ceil(rows_per_chunk), &|chunk, _| {
+            for row in chunk * rows_per_chunk..rows.min((chunk + 1) * rows_per_chunk) {
+                // SAFETY: each row belongs to one chunk, in all five slices.
+                unsafe {
+                    let values = values.part(row * width..(row + 1) * width);
+                    fill(row, values);
+                    if is_quantized {
+                        let to = QuantizedRow {
+                            quants: quants.part(row * width..(row + 1) * width),
+                            scales: scales.part(row * blocks..(row + 1) * blocks),
+                            sums: sums.part(row * blocks * 2..(row + 1) * blocks * 2),
+                            scaled_sums: scaled_sums.part(row * blocks..(row + 1) * blocks),
+                        };
+                        dispatch!(isa, quantize_row(values: &[f32] = values, to: QuantizedRow<'_> = to));
+                    }
+                }
+            }
+        });
+    }
+
+    fn resize(&mut self, rows: usize, width: usize) {
+        self.rows = rows;
+        self.width = width;
+        self.is_quantized = width.is_multiple_of(BLOCK_INPUTS);
+        let len = rows * width;
+        self.values.resize(len, 0.0);
+        if self.is_quantized {
+            self.quants.resize(len, 0);
+            self.scales.resize(len / BLOCK_INPUTS, 0.0);
+            self.sums.resize(len / 16, 0);
+            self.scaled_sums.resize(len / BLOCK_INPUTS, 0.0);
+        }
+    }
+
+    /// The integer form of one row.
+    ///
+    /// # Panics
+    /// When the width is not a whole number of blocks.
+    pub(crate) fn quantized(&self, row: usize) -> Quantized<'_> {
+        assert!(self.is_quantized, "rows of {} elements have no integer form", self.width);
+        let blocks = self.width / BLOCK_INPUTS;
+        Quantized {
+            quants: &self.quants[row * self.width..(row + 1) * self.width],
+            scales: &self.scales[row * blocks..(row + 1) * blocks],
+            sums: &self.sums[row * blocks * 2..(row + 1) * blocks * 2],
+            scaled_sums: &self.scaled_sums[row * blocks..(row + 1) * blocks],
+        }
+    }
+
+    /// One row as numbers.
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..(row + 1) * self.width]
+    }
+}
+
+/// A row in integer form, to read.
+#[derive(Clone, Copy)]
+pub(crate) struct Quantized<'a> {
+    pub(crate) quants: &'a [i8],
+    pub(crate) scales: &'a [f32],
+    pub(crate) sums: &'a [i32],
+    pub(crate) scaled_sums: &'a [f32],
+}
+
+struct QuantizedRow<'a> {
+    quants: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+    scaled_sums: &'a mut [f32],
+}
+
+#[inline(always)]
+unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
+    let blocks = values.chunks_exact(BLOCK_INPUTS).zip(to.quants.chunks_exact_mut(BLOCK_INPUTS));
+    for (index, (values, quants)) in blocks.enumerate() {
+        // SAFETY: called through `dispatch!`; both slices hold 32 elements.
+        unsafe {
+            let (low, high) = (S::load(values), S::load(&values[LANES..]));
+            let largest = S::to_array(S::max(S::abs(low), S::abs(high))).into_iter().fold(0.0, f32::max);
+            let scale = largest / 127.0;
+            let inverse = S::splat(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
+            let low_sum = S::store_i8(S::mul(low, inverse), quants);
+            let high_sum = S::store_i8(S::mul(high, inverse), &mut quants[LANES..]);
+            to.scales[index] = scale;
+            to.sums[2 * index] = low_sum;
+            to.sums[2 * index + 1] = high_sum;
+            to.scaled_sums[index] = scale * (low_sum + high_sum) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_instruction_sets_quantize_alike() {
+        let pool = ThreadPool::new(2);
+        let source: Vec<f32> = (0..96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.07).collect();
+        let quantize = |isa| {
+            let mut rows = Activations::new();
+            rows.fill(&pool, isa, [3, 96], &|row, to| {
+                for (to, x) in to.iter_mut().zip(&source) {
+                    *to = x * (row as f32 - 1.0);
+                }
+            });
+            rows
+        };
+        let reference = quantize(Isa::PORTABLE);
+        for isa in Isa::available() {
+            let rows = quantize(isa);
+            assert_eq!((&rows.quants, &rows.sums), (&reference.quants, &reference.sums), "{}", isa.name());
+            assert_eq!((&rows.scales, &rows.scaled_sums), (&reference.scales, &reference.scaled_sums));
+        }
+        assert_eq!(reference.scales[3..6], [0.0; 3]); // row 1 is all zero
+        for (quant, value) in reference.quants.iter().zip(&reference.values).skip(192) {
+            let error = f32::from(*quant) * reference.scales[6] - value;
+            assert!(error.abs() < 0.03, "{quant} for {value}");
+        }
+    }
+}

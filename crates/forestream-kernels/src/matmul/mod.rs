@@ -1,0 +1,134 @@
+//! Matrix products of packed weights: few rows of activations, every weight read once.
+//!
+//! Canonical order of an output element. Quantized weights: for each block of 32 inputs the integer dot product is exact;
+//! then `sum = fma(weight_scale * activation_scale, dot, sum)` and, in formats with a minimum,
+//! `sum = fma(weight_min, activation_scale * activation_sum, sum)`, blocks in order. Dense weights:
+//! `sum = fma(weight, x, sum)`, inputs in order. One lane is one output row, so nothing is ever reduced across lanes.
+
+mod avx2;
+mod avx512;
+mod dense;
+mod dot;
+mod portable;
+mod tile;
+
+use crate::ThreadPool;
+use crate::activations::Activations;
+use crate::packed::PackedMatrix;
+use crate::packed::layout::{TILE_ROWS, with_scheme};
+use crate::shared_slice::SharedSlice;
+use crate::simd::{Isa, dispatch};
+use crate::formats::Format;
+
+use dense::dense_tile;
+use tile::quantized_tile;
+
+/// Weight bytes of a chunk: they stay in the first-level cache while all groups of rows pass over them.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// Multiplies `input`, `[rows, cols]`, by the matrices of `parts`, whose output rows follow each other in `output`,
+/// `[rows, total output rows]`.
+///
+/// # Panics
+/// When widths disagree or `output` has the wrong length.
+pub fn matmul(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedMatrix], output: &mut [f32]) {
+    let stride: usize = parts.iter().map(PackedMatrix::rows).sum();
+    assert_eq!(output.len(), input.rows() * stride, "output of {} rows by {stride}", input.rows());
+    for part in parts {
+        assert_eq!(part.cols(), input.width(), "inputs of the matrix, width of the rows");
+    }
+    let num_chunks = |part: &PackedMatrix| part.num_tiles().div_ceil(tiles_per_chunk(part));
+    let shared = SharedSlice::new(output);
+    pool.run(parts.iter().map(num_chunks).sum(), &|mut chunk, _| {
+        let mut first_column = 0;
+        for part in parts {
+            if chunk < num_chunks(part) {
+                let first_tile = chunk * tiles_per_chunk(part);
+                let tiles = first_tile..part.num_tiles().min(first_tile + tiles_per_chunk(part));
+                let output = Output { slice: &shared, stride, first_column };
+                return multiply_tiles(isa, input, part, tiles, &output);
+            }
+            chunk -= num_chunks(part);
+            first_column += part.rows();
+        }
+    });
+}
+
+fn tiles_per_chunk(part: &PackedMatrix) -> usize {
+    (CHUNK_BYTES / part.tile_bytes().max(1)).max(1)
+}
+
+/// Where the results of one matrix go.
+struct Output<'a> {
+    slice: &'a SharedSlice<'a, f32>,
+    stride: usize,
+    first_column: usize,
+}
+
+impl Output<'_> {
+    /// Writes the 16 sums of a tile for one row of activations.
+    fn write(&self, row: usize, tile_index: usize, matrix_rows: usize, sums: &[f32; TILE_ROWS]) {
+        let len = TILE_ROWS.min(matrix_rows - tile_index * TILE_ROWS);
+        let start = row * self.stride + self.first_column + tile_index * TILE_ROWS;
+        // SAFETY: a tile's columns belong to the one chunk that computes the tile.
+        unsafe { self.slice.part(start..start + len) }.copy_from_slice(&sums[..len]);
+    }
+}
+
+/// Multiplies all rows by some tiles; groups of rows are the outer loop, so that tiles are reused from the cache.
+fn multiply_tiles(
+    isa: Isa,
+    input: &Activations,
+    matrix: &PackedMatrix,
+    tiles: std::ops::Range<usize>,
+    output: &Output<'_>,
+) {
+    let mut row = 0;
+    while row < input.rows() {
+        let group = group_len(isa, input.rows() - row);
+        for tile_index in tiles.clone() {
+            let tile = matrix.tile(tile_index);
+            macro_rules! group_of {
+                ($($n:literal)+) => {
+                    match group {
+                        $($n => {
+                            let sums = tile_sums::<$n>(isa, matrix.format(), input, row, tile);
+                            for (offset, sums) in sums.iter().enumerate() {
+                                output.write(row + offset, tile_index, matrix.rows(), sums);
+                            }
+                        })+
+                        _ => unreachable!("group lengths are those of `group_len`"),
+                    }
+                };
+            }
+            group_of!(1 2 3 4 6 8 12);
+        }
+        row += group;
+    }
+}
+
+/// How many rows to take at once, of `remaining`.
+fn group_len(isa: Isa, remaining: usize) -> usize {
+    let largest = if isa.num_registers() >= 32 { 12 } else { 4 };
+    [12, 8, 6, 4, 3, 2, 1].into_iter().find(|&len| len <= largest && len <= remaining).unwrap_or(1)
+}
+
+/// The sums of one tile for `N` rows of activations from `row` on.
+fn tile_sums<const N: usize>(
+    isa: Isa,
+    format: Format,
+    input: &Activations,
+    row: usize,
+    tile: &[u8],
+) -> [[f32; TILE_ROWS]; N] {
+    if !format.is_quantized() {
+        let rows: [&[f32]; N] = std::array::from_fn(|i| input.row(row + i));
+        return dispatch!(isa, dense_tile::<N>(format: Format = format, rows: [&[f32]; N] = rows, tile: &[u8] = tile)
+            -> [[f32; TILE_ROWS]; N]);
+    }
+    let rows = std::array::from_fn(|i| input.quantized(row + i));
+    with_scheme!(format, S => quantized_tile::<S, N>(isa, rows, tile))
+}
+
+#[cfg(test)]
+mod tests;

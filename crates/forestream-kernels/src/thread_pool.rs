@@ -1,0 +1,262 @@
+//! Threads that share out the chunks of one job and park when there is none.
+//!
+//! A pass is a sequence of a few hundred short jobs, so a worker spins for some microseconds before it parks: on a quiet
+//! machine the next job finds it awake, on a busy one it does not take time from others. Chunks are claimed one by one,
+//! and a job ends when its chunks are done, not when every worker has looked at it: a thread without a core delays a job
+//! by one chunk at most. Which thread computes a chunk never changes a result: chunks write disjoint outputs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, Thread};
+
+/// Polls before a waiting thread parks: about 20 microseconds, longer than the serial parts between two jobs.
+const SPIN_LIMIT: u32 = 1000;
+
+/// The bit of `gate` that lets workers in.
+const OPEN: usize = 1 << (usize::BITS - 1);
+
+/// The job in progress: a pointer to a closure on the caller's stack.
+type Job = dyn Fn(usize, usize) + Sync;
+
+struct Shared {
+    /// Counts jobs; a change tells workers that there is a new one.
+    epoch: AtomicUsize,
+    /// The next chunk to claim.
+    next_chunk: AtomicUsize,
+    num_chunks: AtomicUsize,
+    /// The number of workers inside the current job, plus [`OPEN`] while others may enter.
+    gate: AtomicUsize,
+    job: std::sync::Mutex<Option<JobPointer>>,
+    is_closing: AtomicBool,
+    has_panicked: AtomicBool,
+    parked: Vec<AtomicBool>,
+    caller: std::sync::Mutex<Option<Thread>>,
+    caller_is_parked: AtomicBool,
+}
+
+#[derive(Clone, Copy)]
+struct JobPointer(*const Job);
+
+#[expect(unsafe_code, reason = "the pointer crosses to the workers")]
+// SAFETY: the pointee is `Sync`, and `ThreadPool::run` does not return while a worker is inside the job.
+unsafe impl Send for JobPointer {}
+
+/// A fixed number of threads, the caller's own included.
+pub struct ThreadPool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One job at a time: a second caller waits here.
+    turn: std::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for ThreadPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ThreadPool").field("num_threads", &self.num_threads()).finish()
+    }
+}
+
+impl ThreadPool {
+    /// A pool of `num_threads` threads: the caller of [`Self::run`] and `num_threads - 1` workers.
+    ///
+    /// # Panics
+    /// If `num_threads` is zero or the system cannot start a thread.
+    pub fn new(num_threads: usize) -> Self {
+        assert!(num_threads > 0, "a pool has at least the calling thread");
+        let shared = Arc::new(Shared {
+            epoch: AtomicUsize::new(0),
+            next_chunk: AtomicUsize::new(0),
+            num_chunks: AtomicUsize::new(0),
+            gate: AtomicUsize::new(0),
+            job: std::sync::Mutex::new(None),
+            is_closing: AtomicBool::new(false),
+            has_panicked: AtomicBool::new(false),
+            parked: (1..num_threads).map(|_| AtomicBool::new(false)).collect(),
+            caller: std::sync::Mutex::new(None),
+            caller_is_parked: AtomicBool::new(false),
+        });
+        let start = |index: usize| {
+            let shared = Arc::clone(&shared);
+            let builder = std::thread::Builder::new().name(format!("forestream-{index}"));
+            builder.spawn(move || work(&shared, index)).expect("the system starts a thread")
+        };
+        let workers = (1..num_threads).map(start).collect();
+        Self { shared, workers, turn: std::sync::Mutex::new(()) }
+    }
+
+    /// Number of threads, the caller's included.
+    pub fn num_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `job(chunk_index, thread_index)` once for each chunk in `0..num_chunks` and waits for all of them.
+    ///
+    /// # Panics
+    /// If `job` panics.
+    pub fn run(&self, num_chunks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
+        if self.workers.is_empty() || num_chunks <= 1 {
+            for chunk in 0..num_chunks {
+                job(chunk, 0);
+            }
+            return;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let shared = &*self.shared;
+        self.publish(num_chunks, job);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shared.claim_chunks(job, 0)));
+        if outcome.is_err() {
+            shared.next_chunk.store(num_chunks, Ordering::Relaxed); // the others need not go on
+        }
+        shared.gate.fetch_and(!OPEN, Ordering::SeqCst);
+        wait(&shared.caller_is_parked, || shared.gate.load(Ordering::SeqCst) == 0);
+        let worker_panicked = shared.has_panicked.swap(false, Ordering::SeqCst);
+        if let Err(payload) = outcome {
+            std::panic::resume_unwind(payload);
+        }
+        assert!(!worker_panicked, "a worker thread panicked");
+    }
+
+    /// Makes `job` the current one and wakes the workers that sleep.
+    fn publish(&self, num_chunks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
+        let shared = &*self.shared;
+        // The lifetime ends when `run` returns, which is after the last worker has left the job.
+        let job: *const (dyn Fn(usize, usize) + Sync + '_) = job;
+        #[expect(unsafe_code, reason = "workers cannot name the caller's lifetime")]
+        // SAFETY: only the lifetime changes; `run` keeps the closure alive until the gate is closed and empty.
+        let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job) };
+        *shared.job.lock().expect("no thread panics while it holds the job") = Some(JobPointer(job));
+        *shared.caller.lock().expect("no thread panics while it holds the caller") = Some(std::thread::current());
+        shared.num_chunks.store(num_chunks, Ordering::Relaxed);
+        shared.next_chunk.store(0, Ordering::Relaxed);
+        shared.gate.store(OPEN, Ordering::SeqCst);
+        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        for (worker, parked) in self.workers.iter().zip(&shared.parked) {
+            if parked.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.shared.is_closing.store(true, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn claim_chunks(&self, job: &(dyn Fn(usize, usize) + Sync), thread_index: usize) {
+        let num_chunks = self.num_chunks.load(Ordering::Relaxed);
+        loop {
+            let chunk = self.next_chunk.fetch_add(1, Ordering::Relaxed);
+            if chunk >= num_chunks {
+                return;
+            }
+            job(chunk, thread_index);
+        }
+    }
+
+    /// Enters the current job, unless it is over.
+    fn enter(&self) -> Option<JobPointer> {
+        let add_one = |gate: usize| (gate & OPEN != 0).then_some(gate + 1);
+        self.gate.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add_one).ok()?;
+        *self.job.lock().expect("no thread panics while it holds the job")
+    }
+
+    /// Leaves the job; the last one out wakes the caller.
+    fn leave(&self) {
+        if self.gate.fetch_sub(1, Ordering::SeqCst) == 1 && self.caller_is_parked.load(Ordering::SeqCst) {
+            if let Some(caller) = &*self.caller.lock().expect("no thread panics while it holds the caller") {
+                caller.unpark();
+            }
+        }
+    }
+}
+
+/// Spins, then parks, until `is_done`; whoever makes it true unparks this thread if `is_parked`.
+fn wait(is_parked: &AtomicBool, is_done: impl Fn() -> bool) {
+    for _ in 0..SPIN_LIMIT {
+        if is_done() {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+    is_parked.store(true, Ordering::SeqCst);
+    while !is_done() {
+        std::thread::park();
+    }
+    is_parked.store(false, Ordering::SeqCst);
+}
+
+fn work(shared: &Shared, index: usize) {
+    let mut seen = 0;
+    loop {
+        wait(&shared.parked[index - 1], || shared.epoch.load(Ordering::SeqCst) != seen);
+        seen = shared.epoch.load(Ordering::SeqCst);
+        if shared.is_closing.load(Ordering::SeqCst) {
+            return;
+        }
+        let Some(JobPointer(pointer)) = shared.enter() else { continue };
+        #[expect(unsafe_code, reason = "the job lies on the caller's stack")]
+        // SAFETY: `run` waits until this worker has left the job, so the closure is alive.
+        let job = unsafe { &*pointer };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shared.claim_chunks(job, index)));
+        if outcome.is_err() {
+            shared.has_panicked.store(true, Ordering::SeqCst);
+        }
+        shared.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_runs_once() {
+        for num_threads in [1, 2, 5] {
+            let pool = ThreadPool::new(num_threads);
+            for num_chunks in [0, 1, 2, 100] {
+                let counts: Vec<AtomicUsize> = (0..num_chunks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(num_chunks, &|chunk, thread| {
+                    assert!(thread < num_threads);
+                    counts[chunk].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn many_jobs_in_a_row_wake_parked_workers() {
+        let pool = ThreadPool::new(3);
+        let total = AtomicUsize::new(0);
+        for round in 0..2000 {
+            if round % 500 == 0 {
+                std::thread::yield_now();
+            }
+            pool.run(7, &|chunk, _| {
+                total.fetch_add(chunk, Ordering::Relaxed);
+            });
+        }
+        assert_eq!(total.load(Ordering::Relaxed), 2000 * 21);
+    }
+
+    #[test]
+    fn a_panic_in_a_job_reaches_the_caller_and_the_pool_survives() {
+        let pool = ThreadPool::new(2);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.run(50, &|chunk, _| assert!(chunk != 20, "planned"));
+        }));
+        assert!(outcome.is_err());
+        let ran = AtomicUsize::new(0);
+        pool.run(8, &|_, _| {
+            ran.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(ran.load(Ordering::Relaxed), 8);
+    }
+}
