@@ -63,19 +63,21 @@ impl Activations {
         let scaled_sums = SharedSlice::new(&mut self.scaled_sums);
         pool.run(rows.div_ceil(rows_per_chunk), &|chunk, _| {
             for row in chunk * rows_per_chunk..rows.min((chunk + 1) * rows_per_chunk) {
-                // SAFETY: each row belongs to one chunk, in all five slices.
-                unsafe {
-                    let values = values.part(row * width..(row + 1) * width);
-                    fill(row, values);
-                    if is_quantized {
-                        let to = QuantizedRow {
+                // SAFETY: each row belongs to one chunk.
+                let values = unsafe { values.part(row * width..(row + 1) * width) };
+                fill(row, values);
+                if is_quantized {
+                    let block_range = row * blocks..(row + 1) * blocks;
+                    // SAFETY: as above, for the other slices.
+                    let to = unsafe {
+                        QuantizedRow {
                             quants: quants.part(row * width..(row + 1) * width),
-                            scales: scales.part(row * blocks..(row + 1) * blocks),
+                            scales: scales.part(block_range.clone()),
                             sums: sums.part(row * blocks * 2..(row + 1) * blocks * 2),
-                            scaled_sums: scaled_sums.part(row * blocks..(row + 1) * blocks),
-                        };
-                        dispatch!(isa, quantize_row(values: &[f32] = values, to: QuantizedRow<'_> = to));
-                    }
+                            scaled_sums: scaled_sums.part(block_range),
+                        }
+                    };
+                    dispatch!(isa, quantize_row(values: &[f32] = values, to: QuantizedRow<'_> = to));
                 }
             }
         });
@@ -133,6 +135,7 @@ struct QuantizedRow<'a> {
 }
 
 #[inline(always)]
+#[expect(clippy::needless_pass_by_value, reason = "the holder of the four slices is made for this call")]
 unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
     let blocks = values.chunks_exact(BLOCK_INPUTS).zip(to.quants.chunks_exact_mut(BLOCK_INPUTS));
     for (index, (values, quants)) in blocks.enumerate() {
@@ -176,9 +179,10 @@ mod tests {
             assert_eq!((&rows.scales, &rows.scaled_sums), (&reference.scales, &reference.scaled_sums));
         }
         assert_eq!(reference.scales[3..6], [0.0; 3]); // row 1 is all zero
-        for (quant, value) in reference.quants.iter().zip(&reference.values).skip(192) {
-            let error = f32::from(*quant) * reference.scales[6] - value;
-            assert!(error.abs() < 0.03, "{quant} for {value}");
+        for (i, (quant, value)) in reference.quants.iter().zip(&reference.values).enumerate() {
+            let scale = reference.scales[i / BLOCK_INPUTS];
+            let error = (f32::from(*quant) * scale - value).abs();
+            assert!(error <= 0.500_01 * scale, "{quant} * {scale} for {value}");
         }
     }
 }

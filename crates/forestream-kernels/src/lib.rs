@@ -4,12 +4,23 @@
 //! models, files, tokens or tensors. Its promise is *batch invariance*: an output element depends on its own inputs
 //! alone, through one canonical order of operations that every instruction set follows.
 #![expect(unsafe_code, reason = "vector intrinsics and disjoint writes from several threads")]
+#![expect(clippy::inline_always, reason = "lanes must be compiled into the function that enables their features")]
 
+mod activations;
+mod attention;
 pub mod formats;
 mod math;
+mod matmul;
+mod packed;
+mod rows;
 mod shared_slice;
 mod simd;
 mod thread_pool;
 
+pub use activations::Activations;
+pub use attention::{Attention, AttentionScratch, BLOCK_SLOTS, HeadBlocks, Visible};
+pub use matmul::matmul;
+pub use packed::{PackError, PackedMatrix, RowOrder};
+pub use rows::{add_assign, rms_norm, rms_norm_in_place, rotate_heads, silu_mul};
 pub use simd::{Isa, LANES};
 pub use thread_pool::ThreadPool;

@@ -37,7 +37,6 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct JobPointer(*const Job);
 
-#[expect(unsafe_code, reason = "the pointer crosses to the workers")]
 // SAFETY: the pointee is `Sync`, and `ThreadPool::run` does not return while a worker is inside the job.
 unsafe impl Send for JobPointer {}
 
@@ -120,7 +119,7 @@ impl ThreadPool {
         let shared = &*self.shared;
         // The lifetime ends when `run` returns, which is after the last worker has left the job.
         let job: *const (dyn Fn(usize, usize) + Sync + '_) = job;
-        #[expect(unsafe_code, reason = "workers cannot name the caller's lifetime")]
+        #[expect(clippy::transmute_ptr_to_ptr, reason = "a cast cannot change the lifetime of a trait object")]
         // SAFETY: only the lifetime changes; `run` keeps the closure alive until the gate is closed and empty.
         let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job) };
         *shared.job.lock().expect("no thread panics while it holds the job") = Some(JobPointer(job));
@@ -169,10 +168,12 @@ impl Shared {
 
     /// Leaves the job; the last one out wakes the caller.
     fn leave(&self) {
-        if self.gate.fetch_sub(1, Ordering::SeqCst) == 1 && self.caller_is_parked.load(Ordering::SeqCst) {
-            if let Some(caller) = &*self.caller.lock().expect("no thread panics while it holds the caller") {
-                caller.unpark();
-            }
+        let is_last = self.gate.fetch_sub(1, Ordering::SeqCst) == 1;
+        if is_last
+            && self.caller_is_parked.load(Ordering::SeqCst)
+            && let Some(caller) = &*self.caller.lock().expect("no thread panics while it holds the caller")
+        {
+            caller.unpark();
         }
     }
 }
@@ -201,7 +202,6 @@ fn work(shared: &Shared, index: usize) {
             return;
         }
         let Some(JobPointer(pointer)) = shared.enter() else { continue };
-        #[expect(unsafe_code, reason = "the job lies on the caller's stack")]
         // SAFETY: `run` waits until this worker has left the job, so the closure is alive.
         let job = unsafe { &*pointer };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shared.claim_chunks(job, index)));

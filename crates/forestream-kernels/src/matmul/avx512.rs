@@ -2,6 +2,7 @@
 #![cfg(target_arch = "x86_64")]
 #![expect(clippy::undocumented_unsafe_blocks, reason = "every block relies on the one condition that `Dot` states")]
 
+#[allow(clippy::wildcard_imports, reason = "intrinsics carry their own prefix")]
 use std::arch::x86_64::*;
 
 use super::dot::Dot;

@@ -14,11 +14,11 @@ mod tile;
 
 use crate::ThreadPool;
 use crate::activations::Activations;
+use crate::formats::Format;
 use crate::packed::PackedMatrix;
 use crate::packed::layout::{TILE_ROWS, with_scheme};
 use crate::shared_slice::SharedSlice;
 use crate::simd::{Isa, dispatch};
-use crate::formats::Format;
 
 use dense::dense_tile;
 use tile::quantized_tile;
@@ -123,7 +123,7 @@ fn tile_sums<const N: usize>(
 ) -> [[f32; TILE_ROWS]; N] {
     if !format.is_quantized() {
         let rows: [&[f32]; N] = std::array::from_fn(|i| input.row(row + i));
-        return dispatch!(isa, dense_tile::<N>(format: Format = format, rows: [&[f32]; N] = rows, tile: &[u8] = tile)
+        return dispatch!(isa, dense_tile [const N: usize] [N] (format: Format = format, rows: [&[f32]; N] = rows, tile: &[u8] = tile)
             -> [[f32; TILE_ROWS]; N]);
     }
     let rows = std::array::from_fn(|i| input.quantized(row + i));

@@ -16,7 +16,11 @@ pub(crate) fn quantized_tile<S: Scheme, const N: usize>(
     rows: [Quantized<'_>; N],
     tile: &[u8],
 ) -> [[f32; TILE_ROWS]; N] {
-    dispatch!(isa, multiply::<S, N>(rows: [Quantized<'_>; N] = rows, tile: &[u8] = tile) -> [[f32; TILE_ROWS]; N])
+    dispatch!(
+        isa,
+        multiply [S: Scheme, const N: usize] [S, N] (rows: [Quantized<'_>; N] = rows, tile: &[u8] = tile)
+            -> [[f32; TILE_ROWS]; N]
+    )
 }
 
 /// The scales of a block: one or two vectors of weight scales, and of minima.
@@ -26,10 +30,7 @@ struct BlockScales<V> {
 }
 
 #[inline(always)]
-unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(
-    rows: [Quantized<'_>; N],
-    tile: &[u8],
-) -> [[f32; TILE_ROWS]; N] {
+unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(rows: [Quantized<'_>; N], tile: &[u8]) -> [[f32; TILE_ROWS]; N] {
     // SAFETY: called through `dispatch!`.
     unsafe {
         let mut sums = [V::splat(0.0); N];
@@ -65,8 +66,10 @@ fn quants_at<'a, const N: usize>(rows: &[Quantized<'a>; N], block_index: usize) 
 #[inline(always)]
 unsafe fn halves<V: Dot>(bytes: &[u8]) -> V::F32 {
     debug_assert!(bytes.len() >= HALVES_BYTES);
-    // SAFETY: 32 bytes are 16 halves; packed data is at least 2-byte aligned, all its parts being even.
-    unsafe { V::load_f16(std::slice::from_raw_parts(bytes.as_ptr().cast::<f16>(), TILE_ROWS)) }
+    #[expect(clippy::cast_ptr_alignment, reason = "packed data starts at cache lines and all its parts are even")]
+    let halves = bytes.as_ptr().cast::<f16>();
+    // SAFETY: 32 bytes are 16 halves.
+    unsafe { V::load_f16(std::slice::from_raw_parts(halves, TILE_ROWS)) }
 }
 
 #[inline(always)]
@@ -106,7 +109,7 @@ unsafe fn add_block<V: Dot, S: Scheme>(
     index: usize,
 ) -> V::F32 {
     let activation_scale = row.scales[index];
-    for half in 0..S::NUM_HALVES {
+    for (half, mut dot) in dots.into_iter().enumerate().take(S::NUM_HALVES) {
         // SAFETY: called through `dispatch!`.
         unsafe {
             let quant_sum = if S::NUM_HALVES == 2 {
@@ -114,7 +117,6 @@ unsafe fn add_block<V: Dot, S: Scheme>(
             } else {
                 row.sums[2 * index] + row.sums[2 * index + 1]
             };
-            let mut dot = dots[half];
             if S::ZERO_POINT != 0 {
                 dot = V::sub_i32(dot, V::splat_i32(S::ZERO_POINT * quant_sum));
             }

@@ -21,6 +21,7 @@ pub struct PackedMatrix {
 /// A cache line; gives packed data its alignment.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
+#[expect(dead_code, reason = "read and written through `as_bytes`")]
 struct Line([u8; 64]);
 
 /// Why a matrix cannot be packed.

@@ -19,6 +19,7 @@ mod lanes {
         reason = "every block relies on the one condition that `Simd` states"
     )]
 
+    #[allow(clippy::wildcard_imports, reason = "intrinsics carry their own prefix")]
     use std::arch::x86_64::*;
 
     use half::f16;
@@ -43,15 +44,17 @@ mod lanes {
         #[inline(always)]
         unsafe fn load_f16(from: &[f16]) -> Pair {
             debug_assert!(from.len() >= LANES);
-            let from = from.as_ptr().cast::<__m128i>();
-            unsafe { (_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))) }
+            let widen = |from: *const f16| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) };
+            unsafe { (widen(from.as_ptr()), widen(from.as_ptr().add(8))) }
         }
         #[inline(always)]
         unsafe fn load_bf16(from: &[u16]) -> Pair {
             debug_assert!(from.len() >= LANES);
-            let from = from.as_ptr().cast::<__m128i>();
-            let widen = |bits| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))) };
-            unsafe { (widen(_mm_loadu_si128(from)), widen(_mm_loadu_si128(from.add(1)))) }
+            let widen = |from: *const u16| unsafe {
+                let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+            };
+            unsafe { (widen(from.as_ptr()), widen(from.as_ptr().add(8))) }
         }
         #[inline(always)]
         unsafe fn store(value: Pair, to: &mut [f32]) {

@@ -24,6 +24,7 @@ mod lanes {
         reason = "every block relies on the one condition that `Simd` states"
     )]
 
+    #[allow(clippy::wildcard_imports, reason = "intrinsics carry their own prefix")]
     use std::arch::x86_64::*;
 
     use half::f16;

@@ -116,36 +116,48 @@ impl Isa {
         }
     }
 
+    /// Vector registers that a kernel may plan with.
+    pub(crate) fn num_registers(self) -> usize {
+        match self.0 {
+            Kind::Avx512 => 32,
+            Kind::Portable | Kind::Avx2 => 16,
+        }
+    }
+
     pub(crate) fn kind(self) -> Kind {
         self.0
     }
 }
 
 /// Compiles `body::<S>` for each instruction set and calls the one that `$isa` names:
-/// `dispatch!(isa, body::<N>(name: Type = value, ...) -> Out)`.
+/// `dispatch!(isa, body(name: Type = value, ...) -> Out)`. Further generic parameters of the body are declared and then
+/// named: `dispatch!(isa, body [T: Bound, const N: usize] [T, N] (...))`.
 macro_rules! dispatch {
-    ($isa:expr, $body:ident $(::<$($constant:tt),+>)? ($($arg:ident : $ty:ty = $value:expr),* $(,)?) $(-> $out:ty)?) => {{
+    (
+        $isa:expr, $body:ident $([$($generics:tt)+] [$($names:tt)+])?
+        ($($arg:ident : $ty:ty = $value:expr),* $(,)?) $(-> $out:ty)?
+    ) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn avx2($($arg: $ty),*) $(-> $out)? {
+        unsafe fn avx2 $(<$($generics)+>)? ($($arg: $ty),*) $(-> $out)? {
             // SAFETY: this function enables the features of the set.
-            unsafe { $body::<$crate::simd::Avx2 $($(, $constant)+)?>($($arg),*) }
+            unsafe { $body::<$crate::simd::Avx2 $(, $($names)+)?>($($arg),*) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        unsafe fn avx512($($arg: $ty),*) $(-> $out)? {
+        unsafe fn avx512 $(<$($generics)+>)? ($($arg: $ty),*) $(-> $out)? {
             // SAFETY: this function enables the features of the set.
-            unsafe { $body::<$crate::simd::Avx512 $($(, $constant)+)?>($($arg),*) }
+            unsafe { $body::<$crate::simd::Avx512 $(, $($names)+)?>($($arg),*) }
         }
         match $isa.kind() {
             // SAFETY: an `Isa` value exists only for a set that this machine has.
             #[cfg(target_arch = "x86_64")]
-            $crate::simd::Kind::Avx2 => unsafe { avx2($($value),*) },
+            $crate::simd::Kind::Avx2 => unsafe { avx2 $(::<$($names)+>)? ($($value),*) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            $crate::simd::Kind::Avx512 => unsafe { avx512($($value),*) },
+            $crate::simd::Kind::Avx512 => unsafe { avx512 $(::<$($names)+>)? ($($value),*) },
             // SAFETY: the portable set needs no features.
-            _ => unsafe { $body::<$crate::simd::Portable $($(, $constant)+)?>($($value),*) },
+            _ => unsafe { $body::<$crate::simd::Portable $(, $($names)+)?>($($value),*) },
         }
     }};
 }

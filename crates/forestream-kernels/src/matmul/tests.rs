@@ -1,0 +1,153 @@
+//! Every scheme on every instruction set against dequantized arithmetic, and batch invariance.
+
+use super::*;
+use crate::packed::RowOrder;
+
+/// Bytes that look like weights: pseudo-random quants, scales of moderate size.
+fn weights(format: Format, rows: usize, cols: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut bytes = Vec::new();
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    if !format.is_quantized() {
+        let values: Vec<f32> = (0..rows * cols).map(|_| (next() % 2001) as f32 / 1000.0 - 1.0).collect();
+        format.quantize_row(&values, &mut bytes).unwrap();
+        return bytes;
+    }
+    bytes.extend((0..rows * format.row_bytes(cols).unwrap()).map(|_| next() as u8));
+    let scale = half::f16::from_f32(0.01).to_le_bytes();
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        let len = block.len();
+        let offsets: &[usize] = match format {
+            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+            Format::Q2_K => &[len - 4, len - 2],
+            Format::Q3_K | Format::Q6_K => &[len - 2],
+            _ => &[0],
+        };
+        for &offset in offsets {
+            block[offset..offset + 2].copy_from_slice(&scale);
+        }
+    }
+    bytes
+}
+
+fn inputs(pool: &ThreadPool, isa: Isa, rows: usize, cols: usize) -> Activations {
+    let mut input = Activations::new();
+    input.fill(pool, isa, [rows, cols], &|row, to| {
+        for (i, x) in to.iter_mut().enumerate() {
+            // Row 0 has only the largest quants, so that sums reach their limits.
+            *x = if row == 0 { [1.0, -1.0][i / 4 % 2] } else { ((i * 31 + row * 17) % 41) as f32 / 20.0 - 1.0 };
+        }
+    });
+    input
+}
+
+fn product(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedMatrix]) -> Vec<f32> {
+    let columns: usize = parts.iter().map(PackedMatrix::rows).sum();
+    let mut output = vec![f32::NAN; input.rows() * columns];
+    matmul(pool, isa, input, parts, &mut output);
+    output
+}
+
+/// The product in `f64` of dequantized weights and, for quantized ones, dequantized activations.
+fn reference(format: Format, bytes: &[u8], shape: [usize; 2], input: &Activations) -> Vec<f64> {
+    let [rows, cols] = shape;
+    let mut values = vec![0.0; rows * cols];
+    for (row, to) in bytes.chunks_exact(format.row_bytes(cols).unwrap()).zip(values.chunks_exact_mut(cols)) {
+        format.dequantize_row(row, to);
+    }
+    let mut output = Vec::new();
+    for row in 0..input.rows() {
+        let x: Vec<f64> = if format.is_quantized() {
+            let quantized = input.quantized(row);
+            let value = |(i, q): (usize, &i8)| f64::from(*q) * f64::from(quantized.scales[i / 32]);
+            quantized.quants.iter().enumerate().map(value).collect()
+        } else {
+            input.row(row).iter().map(|&x| f64::from(x)).collect()
+        };
+        for weights in values.chunks_exact(cols) {
+            output.push(weights.iter().zip(&x).map(|(&w, x)| f64::from(w) * x).sum());
+        }
+    }
+    output
+}
+
+#[test]
+fn every_format_matches_dequantized_arithmetic_on_every_instruction_set() {
+    let pool = ThreadPool::new(2);
+    for format in Format::ALL {
+        for [rows, cols] in [[1, 256], [16, 512], [37, 768]] {
+            let bytes = weights(format, rows, cols, 7);
+            let matrix = PackedMatrix::pack(&pool, format, [rows, cols], &bytes, RowOrder::Same).unwrap();
+            let matrix = [matrix];
+            for num_inputs in [1, 2, 3, 4, 5, 7, 13, 30] {
+                let input = inputs(&pool, Isa::PORTABLE, num_inputs, cols);
+                let portable = product(&pool, Isa::PORTABLE, &input, &matrix);
+                let exact = reference(format, &bytes, [rows, cols], &input);
+                let largest = exact.iter().fold(0.0_f64, |a, x| a.max(x.abs()));
+                for (got, exact) in portable.iter().zip(&exact) {
+                    let error = (f64::from(*got) - exact).abs();
+                    assert!(error <= 1e-5 * largest, "{format} {rows}x{cols}, {num_inputs} inputs: {got}, not {exact}");
+                }
+                for isa in Isa::available() {
+                    let got = product(&pool, isa, &input, &matrix);
+                    assert_eq!(got, portable, "{format} {rows}x{cols}, {num_inputs} inputs on {}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_quants_do_not_saturate() {
+    // All bits set or clear: the largest and smallest quant of every format, against the largest activations.
+    let pool = ThreadPool::new(1);
+    for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
+        for fill in [0x00, 0xFF, 0x7F, 0x80] {
+            let mut bytes = weights(format, 16, 256, 3);
+            let template = bytes.clone();
+            bytes.fill(fill);
+            for (block, template) in
+                bytes.chunks_exact_mut(format.block_bytes()).zip(template.chunks_exact(format.block_bytes()))
+            {
+                let len = block.len();
+                block[..4].copy_from_slice(&template[..4]);
+                block[len - 4..].copy_from_slice(&template[len - 4..]);
+            }
+            let matrix = [PackedMatrix::pack(&pool, format, [16, 256], &bytes, RowOrder::Same).unwrap()];
+            let input = inputs(&pool, Isa::PORTABLE, 2, 256);
+            let portable = product(&pool, Isa::PORTABLE, &input, &matrix);
+            for isa in Isa::available() {
+                assert_eq!(product(&pool, isa, &input, &matrix), portable, "{format} on {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_neighbours_the_threads_or_the_other_parts() {
+    let cols = 256;
+    let pools = [ThreadPool::new(1), ThreadPool::new(3)];
+    let matrix = |format, rows, seed| {
+        PackedMatrix::pack(&pools[0], format, [rows, cols], &weights(format, rows, cols, seed), RowOrder::Same).unwrap()
+    };
+    let parts = [matrix(Format::Q4_K, 50, 1), matrix(Format::F16, 20, 2), matrix(Format::Q6_K, 33, 3)];
+    for isa in Isa::available() {
+        let input = inputs(&pools[0], isa, 9, cols);
+        let together = product(&pools[1], isa, &input, &parts);
+        for row in 0..9 {
+            let mut alone = Activations::new();
+            alone.fill(&pools[0], isa, [1, cols], &|_, to| to.copy_from_slice(input.row(row)));
+            let got = product(&pools[0], isa, &alone, &parts);
+            assert_eq!(got, together[row * 103..(row + 1) * 103], "row {row} on {}", isa.name());
+        }
+        let second = product(&pools[0], isa, &input, &parts[1..2]);
+        for row in 0..9 {
+            assert_eq!(second[row * 20..(row + 1) * 20], together[row * 103 + 50..row * 103 + 70]);
+        }
+    }
+}
