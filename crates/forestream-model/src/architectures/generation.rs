@@ -1,9 +1,15 @@
 //! What a model's authors suggest for generation: where texts start and end, and sampling settings.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::weights::{GgufMetadata, JsonFile};
 use crate::{ModelError, TokenId};
+
+/// Control tokens that end a text or a turn wherever they exist; GGUF files name only one or two of them.
+const END_TOKENS: [&str; 5] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"];
+/// The value of `tokenizer.ggml.token_type` for control tokens.
+const CONTROL_TOKEN: i64 = 3;
 
 /// Special tokens and suggested sampling settings; what a checkpoint does not say is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,10 +28,13 @@ pub struct GenerationDefaults {
 
 pub(super) fn of_gguf(metadata: &GgufMetadata) -> Result<GenerationDefaults, ModelError> {
     let token = |key: &str| token_id(metadata.path(), key, metadata.integer(key)?);
-    let mut eos_token_ids = Vec::new();
+    let mut eos_token_ids: Vec<TokenId> = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
-        eos_token_ids.extend(token(key)?.filter(|id| !eos_token_ids.contains(id)));
+        eos_token_ids.extend(token(key)?);
     }
+    eos_token_ids.extend(end_tokens(metadata)?);
+    let mut seen = HashSet::new();
+    eos_token_ids.retain(|&id| seen.insert(id));
     Ok(GenerationDefaults {
         bos_token_id: token("tokenizer.ggml.bos_token_id")?,
         eos_token_ids,
@@ -33,6 +42,17 @@ pub(super) fn of_gguf(metadata: &GgufMetadata) -> Result<GenerationDefaults, Mod
         top_k: metadata.integer("general.sampling.top_k")?,
         top_p: metadata.number("general.sampling.top_p")?,
     })
+}
+
+/// The control tokens of the vocabulary that are known to end a text or a turn.
+fn end_tokens(metadata: &GgufMetadata) -> Result<Vec<TokenId>, ModelError> {
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+    let (Some(tokens), Some(types)) = (tokens, metadata.integers("tokenizer.ggml.token_type")?) else {
+        return Ok(Vec::new());
+    };
+    let entries = tokens.iter().zip(types).enumerate();
+    let ends = entries.filter(|(_, (text, kind))| *kind == CONTROL_TOKEN && END_TOKENS.contains(text));
+    Ok(ends.map(|(index, _)| index as TokenId).collect())
 }
 
 /// `generation_config.json` counts before `config.json`.

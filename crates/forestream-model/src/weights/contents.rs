@@ -76,7 +76,7 @@ impl Contents {
             return safetensors::open(path);
         }
         if extension == "safetensors" {
-            return safetensors::open(path.parent().unwrap_or(Path::new("")));
+            return safetensors::open_file(path);
         }
         let file = MappedFile::open(path)?;
         if extension == "bin" && !file.bytes().starts_with(&gguf::MAGIC) {

@@ -23,20 +23,7 @@ const LENGTH_BYTES: usize = 8;
 
 /// Opens the checkpoint in `directory`.
 pub(super) fn open(directory: &Path) -> Result<Contents, ModelError> {
-    let config_path = directory.join(CONFIG);
-    if !config_path.exists() {
-        let problem =
-            format!("no {CONFIG} in this directory; expected a Hugging Face checkpoint, or name a .gguf file");
-        return Err(ModelError::malformed(directory, problem));
-    }
-    let config = JsonFile::read(&config_path)?;
-    let generation = JsonFile::read_optional(&directory.join(GENERATION_CONFIG))?;
-    let mut contents = Contents {
-        path: directory.to_owned(),
-        files: Vec::new(),
-        tensors: Vec::new(),
-        description: Description::HuggingFace { config, generation },
-    };
+    let mut contents = without_weights(directory)?;
     if directory.join(SINGLE_FILE).exists() {
         add_file(&mut contents, &directory.join(SINGLE_FILE))?;
     } else if directory.join(INDEX).exists() {
@@ -47,6 +34,43 @@ pub(super) fn open(directory: &Path) -> Result<Contents, ModelError> {
         return Err(ModelError::malformed(directory, problem));
     }
     Ok(contents)
+}
+
+/// Opens the checkpoint whose weights are in the file at `path`, or all shards if it is one of them.
+pub(super) fn open_file(path: &Path) -> Result<Contents, ModelError> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut contents = without_weights(directory)?;
+    if is_shard(directory, path)? {
+        add_shards(&mut contents, directory)?;
+    } else {
+        add_file(&mut contents, path)?;
+    }
+    Ok(contents)
+}
+
+fn without_weights(directory: &Path) -> Result<Contents, ModelError> {
+    let config_path = directory.join(CONFIG);
+    if !config_path.exists() {
+        let problem =
+            format!("no {CONFIG} in this directory; expected a Hugging Face checkpoint, or name a .gguf file");
+        return Err(ModelError::malformed(directory, problem));
+    }
+    let config = JsonFile::read(&config_path)?;
+    let generation = JsonFile::read_optional(&directory.join(GENERATION_CONFIG))?;
+    Ok(Contents {
+        path: directory.to_owned(),
+        files: Vec::new(),
+        tensors: Vec::new(),
+        description: Description::HuggingFace { config, generation },
+    })
+}
+
+/// Whether the directory's index names the file at `path`.
+fn is_shard(directory: &Path, path: &Path) -> Result<bool, ModelError> {
+    let Some(index) = JsonFile::read_optional(&directory.join(INDEX))? else { return Ok(false) };
+    let weight_map = index.required("weight_map", index.object("weight_map")?)?;
+    let file_name = path.file_name().and_then(|name| name.to_str());
+    Ok(weight_map.entries().any(|(_, shard)| shard.as_str() == file_name))
 }
 
 /// Maps every file that the index names, and checks that each tensor is where the index says.

@@ -120,6 +120,28 @@ fn qwen_files_have_their_switches() {
 }
 
 #[test]
+fn every_tensor_has_its_hugging_face_name() {
+    let in_file_order = [
+        "embed_tokens",
+        "layers.0.input_layernorm",
+        "layers.0.self_attn.q_proj",
+        "layers.0.self_attn.k_proj",
+        "layers.0.self_attn.v_proj",
+        "layers.0.self_attn.o_proj",
+        "layers.0.post_attention_layernorm",
+        "layers.0.mlp.gate_proj",
+        "layers.0.mlp.up_proj",
+        "layers.0.mlp.down_proj",
+        "norm",
+    ];
+    let checkpoint = open(&GgufWriter::llama());
+    for (index, name) in in_file_order.into_iter().enumerate() {
+        let weight = checkpoint.weight(&format!("model.{name}.weight")).unwrap();
+        assert_eq!(weight.to_f32(), values(weight.rows * weight.cols, index), "{name}");
+    }
+}
+
+#[test]
 fn weights_are_found_by_their_hugging_face_names() {
     let checkpoint = open(&GgufWriter::llama());
     let down = checkpoint.weight("model.layers.0.mlp.down_proj.weight").unwrap();
@@ -186,6 +208,16 @@ fn generation_defaults_come_from_the_metadata() {
     let defaults = checkpoint.generation_defaults();
     assert_eq!((defaults.bos_token_id, &defaults.eos_token_ids[..]), (Some(1), &[0, 5][..]));
     assert_eq!((defaults.temperature, defaults.top_k, defaults.top_p), (Some(0.5), None, None));
+}
+
+#[test]
+fn control_tokens_that_end_a_turn_are_found_by_their_text() {
+    let mut writer = GgufWriter::llama();
+    let tokens = ["<s>", "<|im_end|>", "<|endoftext|>", "a", "<|endoftext|>", "b"];
+    writer.set("tokenizer.ggml.tokens", Value::Texts(tokens.map(String::from).into()));
+    writer.set("tokenizer.ggml.token_type", Value::I32s(vec![3, 3, 1, 1, 3, 3]));
+    writer.set("tokenizer.ggml.eos_token_id", Value::U32(1));
+    assert_eq!(open(&writer).generation_defaults().eos_token_ids, [1, 4], "token 2 is ordinary text");
 }
 
 /// A model whose matrices have rows of 32, so that they can be quantized.

@@ -5,6 +5,7 @@ use std::path::Path;
 use forestream_kernels::formats::Format;
 use forestream_model::{Checkpoint, RopeScaling, RopeStyle};
 use half::{bf16, f16};
+use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -137,6 +138,34 @@ fn shards_are_joined() {
     assert_eq!(checkpoint.weight("model.norm.weight").unwrap().to_f32(), values(8, 1));
     assert_eq!(checkpoint.weight("model.layers.0.mlp.down_proj.weight").unwrap().to_f32(), values(96, 10));
     assert_eq!(checkpoint.fingerprint(), model.open().fingerprint(), "shards play no part in the identity");
+}
+
+#[test]
+fn a_shard_opens_its_checkpoint_and_another_file_itself() {
+    let directory = tempdir().unwrap();
+    let mut model = Model::llama();
+    model.write_shards(directory.path());
+    let by_shard = Checkpoint::open(&directory.path().join("second.safetensors")).unwrap();
+    assert_eq!(by_shard.weight("model.norm.weight").unwrap().to_f32(), values(8, 1));
+
+    model.remove("model.norm.weight");
+    model.add("model.norm.weight", &[8]);
+    let other = directory.path().join("other.safetensors");
+    std::fs::write(&other, model.safetensors(|_| true)).unwrap();
+    let by_name = Checkpoint::open(&other).unwrap();
+    assert_eq!(by_name.weight("model.norm.weight").unwrap().to_f32(), values(8, 10));
+}
+
+#[test]
+fn checkpoints_of_transformers_open() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models");
+    let mut architectures: Vec<String> = std::fs::read_dir(models)
+        .unwrap()
+        .map(|entry| Checkpoint::open(&entry.unwrap().path()).unwrap().config().architecture.clone())
+        .collect();
+    architectures.sort();
+    architectures.dedup();
+    assert_eq!(architectures, ["llama", "qwen2", "qwen3"]);
 }
 
 #[test]
@@ -377,5 +406,28 @@ fn every_shorter_safetensors_file_is_refused() {
     for len in (0..bytes.len()).step_by(13) {
         std::fs::write(&path, &bytes[..len]).unwrap();
         assert_says(&format!("{len} bytes"), &open_error(directory.path()), &path, &["not a valid safetensors file"]);
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_files_never_panic(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        damages_config in any::<bool>(),
+    ) {
+        let directory = tempdir().unwrap();
+        let model = Model::llama();
+        model.write(directory.path());
+        let mut bytes = if damages_config { model.config.to_string().into() } else { model.safetensors(|_| true) };
+        let damaged_len = bytes.len().min(1200); // the header of the weights
+        for (index, value) in damage {
+            bytes[index.index(damaged_len)] = value;
+        }
+        let name = if damages_config { "config.json" } else { "model.safetensors" };
+        std::fs::write(directory.path().join(name), bytes).unwrap();
+        if let Ok(checkpoint) = Checkpoint::open(directory.path()) {
+            checkpoint.fingerprint();
+            checkpoint.weight("model.norm.weight").unwrap().to_f32();
+        }
     }
 }
