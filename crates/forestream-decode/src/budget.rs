@@ -135,6 +135,7 @@ impl NodeRanking {
     /// Cuts the planned drafts to the nodes that pay.
     pub(crate) fn cut(&mut self, cost: &CostCurve, sequences: &mut [&mut Sequence]) {
         self.nodes.clear();
+        self.nodes.reserve(cost.max_nodes() * sequences.len());
         let (mut base_nodes, mut base_tokens) = (0, 0);
         for (index, sequence) in active(sequences).enumerate() {
             let draft = sequence.draft();

@@ -104,6 +104,12 @@ impl Draft {
         self.draft_probs.clear();
     }
 
+    /// Makes room for `num_nodes` nodes.
+    pub(crate) fn reserve(&mut self, num_nodes: usize) {
+        self.tree.reserve(num_nodes);
+        self.scores.reserve(num_nodes.saturating_sub(self.scores.len()));
+    }
+
     /// Proposes `token` after `parent`; `score` estimates the probability that the round accepts it.
     ///
     /// A score above the parent's is lowered to it: no node is accepted without its parent.

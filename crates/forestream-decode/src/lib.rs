@@ -22,6 +22,7 @@ mod sampler;
 mod sequence;
 mod settings;
 mod stats;
+mod trial_pass;
 
 pub use acceptance::{Acceptance, SampleAndMatch};
 pub use budget::{Budget, CostCurve};
@@ -36,3 +37,4 @@ pub use sequence::{FinishReason, Sequence, SequenceOptions};
 pub use settings::SamplingSettings;
 pub use stats::{Stats, Timings};
 pub use strategies::{STRATEGIES, Strategy};
+pub use trial_pass::TrialPass;

@@ -170,6 +170,11 @@ impl Sequence {
         &self.draft
     }
 
+    /// The cache as it is between rounds.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
     /// The cache; its committed rows can serve a later prompt with the same beginning.
     pub fn into_cache(self) -> KvCache {
         self.cache
@@ -211,6 +216,7 @@ impl Sequence {
             vocab_size: self.vocab_size,
         };
         self.proposal.reset(pending[0]);
+        self.reserve(limits.max_nodes);
         if limits.max_nodes > 1 && limits.max_depth > 0 {
             let random = Random::draft(self.options.sampling.seed);
             let capacity = self.cache.capacity();
@@ -218,6 +224,17 @@ impl Sequence {
             self.drafter.draft(&request, &mut self.proposal)?;
         }
         self.cut(limits)
+    }
+
+    /// Makes room for trees of `max_nodes`, so that a tree larger than those before allocates nothing.
+    fn reserve(&mut self, max_nodes: usize) {
+        self.proposal.reserve(max_nodes);
+        self.draft.reserve(max_nodes);
+        for nodes in [&mut self.order, &mut self.path] {
+            nodes.reserve(max_nodes.saturating_sub(nodes.len()));
+        }
+        let histogram = &mut self.stats.acceptance_histogram;
+        histogram.reserve(max_nodes.saturating_sub(histogram.len()));
     }
 
     /// Takes over what `limits` allow of the proposal. A drawn draft is never cut: that would bias its acceptance.

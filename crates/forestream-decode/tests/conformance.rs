@@ -1,95 +1,37 @@
-//! The exactness contract: whatever the strategy, budget and company in a pass, the ids are those of plain decoding.
-
+//! The exactness contract: whatever the strategy, draft, budget and company in a pass, the ids are those of plain
+//! decoding.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use forestream_decode::strategies::{self, Resources};
+mod support;
+
 use forestream_decode::testing::FakeModel;
 use forestream_decode::{
-    Budget, CostCurve, Drafter, FinishReason, Generation, Round, STRATEGIES, SamplingSettings, Sequence,
-    SequenceOptions, Stats,
+    Budget, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
+    SamplingSettings, Sequence, VerifiedRound,
 };
-use forestream_model::{Model, TokenId};
-
-const CAPACITY: usize = 256;
-const MAX_TOKENS: usize = 72;
-
-fn model() -> FakeModel {
-    FakeModel::new(48, 18.0)
-}
-
-/// Prompts that share words, of lengths around the prefill chunk.
-fn prompt(index: usize) -> Vec<TokenId> {
-    (0..=index * 13 % 40).map(|i| ((i * 7 + index * 3) % 11 + i % 2 * 20) as TokenId).collect()
-}
-
-/// Greedy, nucleus sampling, and penalties with min-p.
-fn samplings() -> Vec<SamplingSettings> {
-    let greedy = SamplingSettings::default();
-    let nucleus = SamplingSettings { temperature: 0.8, top_p: 0.95, ..greedy.clone() };
-    let penalized = SamplingSettings {
-        temperature: 1.0,
-        min_p: 0.02,
-        repeat_penalty: 1.1,
-        presence_penalty: 0.3,
-        frequency_penalty: 0.2,
-        penalty_last_n: Some(20),
-        logit_bias: vec![(5, -1.0), (7, 1.5)],
-        ..greedy.clone()
-    };
-    let filtered = SamplingSettings { temperature: 1.0, top_k: Some(12), typical_p: 0.9, ..greedy.clone() };
-    vec![greedy, nucleus, penalized, filtered]
-}
-
-fn budgets() -> Vec<Budget> {
-    let curve = CostCurve::new(&[(1, 1.0), (4, 1.05), (8, 1.3), (16, 2.2), (32, 4.0)]).unwrap();
-    vec![Budget::Fixed(1), Budget::Fixed(4), Budget::Fixed(16), Budget::Auto(curve)]
-}
-
-fn sequence(model: &FakeModel, prompt: &[TokenId], drafter: Box<dyn Drafter>, sampling: &SamplingSettings) -> Sequence {
-    let options = SequenceOptions { sampling: sampling.clone(), max_tokens: MAX_TOKENS, ..SequenceOptions::default() };
-    Sequence::new(model.config(), prompt, model.new_cache(CAPACITY), drafter, options).unwrap()
-}
-
-fn drafter(strategy: &str) -> Box<dyn Drafter> {
-    strategies::build(strategy, &Resources::default()).unwrap()
-}
-
-fn plain(model: &FakeModel, prompt: &[TokenId], sampling: &SamplingSettings) -> Vec<TokenId> {
-    let sequence = sequence(model, prompt, drafter("none"), sampling);
-    let generation = Generation::new(model, sequence, Budget::Fixed(1));
-    generation.map(|token| token.unwrap().id).collect()
-}
-
-/// The counts describe the tokens that came out.
-fn assert_counts(stats: &Stats, num_emitted: usize) {
-    assert_eq!(stats.completion_tokens, num_emitted);
-    assert_eq!(stats.prefill_emitted + stats.rounds + stats.accepted, num_emitted);
-    assert_eq!(stats.acceptance_histogram.iter().sum::<usize>(), stats.rounds);
-    let accepted: usize = stats.acceptance_histogram.iter().enumerate().map(|(j, rounds)| j * rounds).sum();
-    assert_eq!(accepted, stats.accepted);
-    assert_eq!(stats.accepted_per_position().iter().sum::<usize>(), stats.accepted);
-    assert!(stats.accepted <= stats.drafted);
-}
+use forestream_model::{NodeId, TokenId};
+use support::{MAX_TOKENS, assert_counts, budgets, drafter, ids, model, options, plain, prompt, samplings, sequence};
 
 #[test]
 fn every_strategy_gives_the_ids_of_plain_decoding() {
     let model = model();
-    for sampling in samplings() {
-        for seed in 0..6 {
-            let sampling = SamplingSettings { seed, ..sampling.clone() };
-            let prompt = prompt(seed as usize + 1);
-            let expected = plain(&model, &prompt, &sampling);
-            assert_eq!(expected.len(), MAX_TOKENS);
-            for names in STRATEGIES.iter().map(|strategy| strategy.name).chain(["ngram,none,ngram"]) {
-                for budget in budgets() {
-                    let max_nodes = budget.max_nodes();
-                    let sequence = sequence(&model, &prompt, drafter(names), &sampling);
-                    let mut generation = Generation::new(&model, sequence, budget).prefill_chunk(7);
-                    let got: Vec<TokenId> = generation.by_ref().map(|token| token.unwrap().id).collect();
-                    assert_eq!(got, expected, "{names}, {max_nodes} nodes, {sampling:?}");
-                    assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
-                    assert_counts(generation.stats(), got.len());
-                }
+    for (sampling, seed) in
+        samplings().into_iter().flat_map(|sampling| (0..6).map(move |seed| (sampling.clone(), seed)))
+    {
+        let sampling = SamplingSettings { seed, ..sampling };
+        let prompt = prompt(seed as usize + 1);
+        let expected = plain(&model, &prompt, &sampling);
+        assert_eq!(expected.len(), MAX_TOKENS);
+        for names in STRATEGIES.iter().map(|strategy| strategy.name).chain(["ngram,none,ngram"]) {
+            for budget in budgets() {
+                let max_nodes = budget.max_nodes();
+                let sequence = sequence(&model, &prompt, drafter(names), options(&sampling));
+                let mut generation = Generation::new(&model, sequence, budget).prefill_chunk(max_nodes.min(7));
+                model.take_max_nodes();
+                assert_eq!(ids(&mut generation), expected, "{names}, {max_nodes} nodes, {sampling:?}");
+                assert!(model.take_max_nodes() <= max_nodes, "{names} exceeds its budget of {max_nodes}");
+                assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
+                assert_counts(generation.stats(), expected.len());
             }
         }
     }
@@ -98,16 +40,19 @@ fn every_strategy_gives_the_ids_of_plain_decoding() {
 #[test]
 fn drafting_saves_passes() {
     let model = model();
-    for sampling in samplings() {
-        let run = |names| {
-            let sequence = sequence(&model, &prompt(3), drafter(names), &sampling);
-            let mut generation = Generation::new(&model, sequence, Budget::Fixed(16));
-            assert_eq!(generation.by_ref().count(), MAX_TOKENS);
+    for (index, sampling) in samplings().iter().enumerate() {
+        let run = |names, budget| {
+            let sequence = sequence(&model, &prompt(3), drafter(names), options(sampling));
+            let mut generation = Generation::new(&model, sequence, budget);
+            assert_eq!(ids(&mut generation).len(), MAX_TOKENS);
             generation.stats().clone()
         };
-        let (plain, ngram) = (run("none"), run("ngram"));
-        assert_eq!((plain.accepted, plain.drafted), (0, 0));
-        assert!(ngram.accepted > 5 && ngram.rounds < plain.rounds, "{ngram:?}");
+        let plain = run("none", Budget::Fixed(16));
+        assert_eq!((plain.accepted, plain.drafted, plain.rounds), (0, 0, MAX_TOKENS - 1));
+        for budget in &budgets()[1..] {
+            let ngram = run("ngram", budget.clone());
+            assert!(ngram.accepted > 4, "sampling {index}: {ngram:?}");
+        }
     }
 }
 
@@ -115,22 +60,119 @@ fn drafting_saves_passes() {
 fn sequences_of_one_pass_do_not_touch_each_other() {
     let model = model();
     for budget in budgets() {
-        let cases: Vec<_> = samplings().into_iter().enumerate().collect();
-        let mut sequences: Vec<Sequence> = cases
-            .iter()
-            .map(|(index, sampling)| {
-                sequence(&model, &prompt(index + 2), drafter(if index % 2 == 0 { "ngram" } else { "none" }), sampling)
-            })
-            .collect();
+        let cases: Vec<_> = samplings().into_iter().chain(samplings()).enumerate().collect();
+        let build = |(index, sampling): &(usize, SamplingSettings)| {
+            let names = STRATEGIES[index % STRATEGIES.len()].name;
+            sequence(&model, &prompt(index + 2), drafter(names), options(sampling))
+        };
+        let mut sequences: Vec<Sequence> = cases.iter().map(build).collect();
         let mut round = Round::new(budget);
         round.set_prefill_chunk(5);
         while sequences.iter().any(|sequence| sequence.finish_reason().is_none()) {
             let mut pass: Vec<&mut Sequence> = sequences.iter_mut().collect();
             round.run(&model, &mut pass).unwrap();
         }
+        let passes = model.num_passes();
+        round.run(&model, &mut sequences.iter_mut().collect::<Vec<_>>()).unwrap();
+        assert_eq!(model.num_passes(), passes, "sequences that have ended take part in no pass");
         for ((index, sampling), sequence) in cases.iter().zip(&sequences) {
             assert_eq!(sequence.completion(), plain(&model, &prompt(index + 2), sampling), "sequence {index}");
             assert_counts(sequence.stats(), MAX_TOKENS);
+        }
+    }
+}
+
+#[test]
+fn sequences_may_join_while_others_run() {
+    let model = model();
+    let sampling = &samplings()[1];
+    let mut round = Round::new(Budget::Fixed(8));
+    let mut first = sequence(&model, &prompt(4), drafter("ngram"), options(sampling));
+    let mut second = sequence(&model, &prompt(5), drafter("ngram"), options(sampling));
+    for _ in 0..10 {
+        round.run(&model, &mut [&mut first]).unwrap();
+    }
+    while second.finish_reason().is_none() {
+        round.run(&model, &mut [&mut second, &mut first]).unwrap();
+    }
+    assert_eq!(first.completion(), plain(&model, &prompt(4), sampling));
+    assert_eq!(second.completion(), plain(&model, &prompt(5), sampling));
+}
+
+/// Drafts nonsense around the true continuation: duplicates, probes, deep chains, impossible tokens, silly scores.
+struct Hostile {
+    truth: Vec<TokenId>,
+    noise: u64,
+}
+
+impl Hostile {
+    fn number(&mut self, below: usize) -> usize {
+        self.noise += 1;
+        (Random::draft(17).uniform(self.noise as usize, 0) * below as f64) as usize
+    }
+
+    fn score(&mut self) -> f32 {
+        [f32::NAN, f32::INFINITY, -1.0, 0.0, 0.3, 0.5, 0.9, 2.0][self.number(8)]
+    }
+}
+
+impl Drafter for Hostile {
+    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+        let mut on_path = NodeId::ROOT;
+        for step in 0..30 {
+            let random_parent = NodeId(self.number(draft.tree().len()) as u32);
+            let random_token = self.number(60) as TokenId; // the vocabulary has 48
+            let score = self.score();
+            let next_true = self.truth.get(request.context.len() + draft.tree().depth(on_path)).copied();
+            match (self.number(6), next_true) {
+                (0, Some(token)) => {
+                    draft.push_probe(on_path, token, score);
+                }
+                (1..=3, Some(token)) => {
+                    on_path = draft.push(on_path, token, 0.9);
+                    draft.push(random_parent, token, score);
+                }
+                (4, _) if step < 8 => {
+                    for _ in 0..20 {
+                        draft.push(draft.tree().last(), random_token, score);
+                    }
+                }
+                _ => {
+                    draft.push(random_parent, random_token, score);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, round: VerifiedRound<'_>) -> Result<(), DecodeError> {
+        assert_eq!(round.cache.tokens(), &round.context[..round.context.len() - 1]);
+        assert!(round.hidden.row_of(round.sequence_index, *round.path.last().unwrap()).is_some());
+        assert!(round.num_emitted >= 1 && round.path.iter().all(|&node| !round.draft.tree().is_probe(node)));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_hostile_drafter_cannot_change_the_text() {
+    let model = FakeModel::new(48, 18.0);
+    for (index, sampling) in samplings().iter().enumerate() {
+        let prompt = prompt(index + 6);
+        let expected = plain(&model, &prompt, sampling);
+        for budget in budgets() {
+            for noise in 0..4 {
+                let truth = [&prompt[..], &expected].concat();
+                let hostile = Box::new(Hostile { truth, noise: noise * 100_000 });
+                let sequence = sequence(&model, &prompt, hostile, options(sampling));
+                let max_nodes = budget.max_nodes();
+                let mut generation = Generation::new(&model, sequence, budget.clone()).prefill_chunk(1);
+                model.take_max_nodes();
+                assert_eq!(ids(&mut generation), expected, "sampling {index}, {max_nodes} nodes, noise {noise}");
+                assert!(model.take_max_nodes() <= max_nodes);
+                assert_counts(generation.stats(), MAX_TOKENS);
+                let accepted = generation.stats().accepted;
+                assert!(max_nodes == 1 || accepted > 20, "the test must accept drafts, accepted {accepted}");
+            }
         }
     }
 }

@@ -55,6 +55,11 @@ impl TokenTree {
         tree
     }
 
+    /// Makes room for trees of `num_nodes` nodes.
+    pub fn reserve(&mut self, num_nodes: usize) {
+        self.nodes.reserve(num_nodes.saturating_sub(self.nodes.len()));
+    }
+
     /// Drops all nodes and starts again from `token`, keeping the allocation.
     pub fn reset(&mut self, token: TokenId) {
         self.nodes.clear();

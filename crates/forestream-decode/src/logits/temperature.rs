@@ -22,6 +22,7 @@ pub(crate) fn weigh(
     distribution.total = sum(weights);
     let floor = floor(distribution.total);
     distribution.candidates.clear();
+    distribution.candidates.reserve(logits.len()); // once: a flatter law later on must not allocate
     let kept = weights.iter().enumerate().filter(|&(_, &weight)| weight >= floor && weight > 0.0);
     distribution.candidates.extend(kept.map(|(token, &weight)| Candidate {
         token: token as TokenId,

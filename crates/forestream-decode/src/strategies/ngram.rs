@@ -28,6 +28,8 @@ const MAX_SUFFIXES: usize = 4;
 const MAX_CONTINUATIONS: usize = 32;
 /// Less probable nodes are not worth their place in the queue.
 const MIN_SCORE: f32 = 0.01;
+/// Room in the queue: scores of one depth add up to 1 at most, so 100 candidates of it reach [`MIN_SCORE`].
+const QUEUE_CAPACITY: usize = 2048;
 
 /// Drafts from the text itself.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct Ngram {
     text: Vec<TokenId>,
     experience: Experience,
     queue: BinaryHeap<Candidate>,
+    /// Candidates queued in this round.
+    num_queued: usize,
     predictions: Vec<Prediction>,
 }
 
@@ -72,8 +76,9 @@ impl Ngram {
             automaton: SuffixAutomaton::new(),
             text: Vec::new(),
             experience: Experience::default(),
-            queue: BinaryHeap::new(),
-            predictions: Vec::new(),
+            queue: BinaryHeap::with_capacity(QUEUE_CAPACITY),
+            num_queued: 0,
+            predictions: Vec::with_capacity(MAX_SUFFIXES * MAX_CONTINUATIONS),
         }
     }
 
@@ -110,39 +115,45 @@ impl Ngram {
         Suffix { state, len: self.automaton.len(state) }
     }
 
-    /// What may follow `longest`, from it and from shorter suffixes.
-    fn predict(&mut self, longest: Suffix) {
+    /// What may follow `longest`, from it and from shorter suffixes, with at least `floor` probability.
+    fn predict(&mut self, longest: Suffix, floor: f32) {
         self.predictions.clear();
         let automaton = &self.automaton;
         let mut open = 1.0; // the probability that no longer suffix knows the next token
         let mut longer: Option<Suffix> = None;
         for suffix in suffixes(automaton, longest) {
-            // A token that a longer suffix knows is none of those left open. Longer suffixes know fewer tokens, so the
-            // next longer one that knows any is enough to ask.
+            if open < floor {
+                break;
+            }
+            // A token that a longer suffix knows is none of those left open. A longer suffix knows fewer tokens, so the
+            // next longer one is enough to ask.
             let is_left = |token: TokenId| longer.is_none_or(|longer| automaton.step(longer.state, token).is_none());
             let known = automaton.continuations(suffix.state).take(MAX_CONTINUATIONS);
-            let known = known.filter(|&(token, _)| is_left(token));
-            let total: usize = known.clone().map(|(_, next)| automaton.count(next)).sum();
-            let hold = self.experience.probability(suffix.len, automaton.count(suffix.state));
-            self.predictions.extend(known.map(|(token, next)| Prediction {
+            let start = self.predictions.len();
+            self.predictions.extend(known.filter(|&(token, _)| is_left(token)).map(|(token, next)| Prediction {
                 token,
-                probability: open * hold * automaton.count(next) as f32 / total as f32,
+                probability: automaton.count(next) as f32,
                 suffix: Suffix { state: next, len: suffix.len + 1 },
             }));
+            let known = &mut self.predictions[start..];
+            let total: f32 = known.iter().map(|prediction| prediction.probability).sum();
+            let hold = self.experience.probability(suffix.len, automaton.count(suffix.state));
+            for prediction in known {
+                prediction.probability *= open * hold / total;
+            }
             open *= 1.0 - hold;
             longer = Some(suffix);
         }
+        self.predictions.retain(|prediction| prediction.probability >= floor);
     }
 
     /// Queues what may follow `suffix` as children of `parent`.
     fn enqueue(&mut self, parent: NodeId, score: f32, suffix: Suffix) {
-        self.predict(suffix);
+        self.predict(suffix, MIN_SCORE / score);
         for &prediction in &self.predictions {
-            let score = score * prediction.probability;
-            if score >= MIN_SCORE {
-                let age = -(self.queue.len() as i32);
-                self.queue.push(Candidate { score, age, parent, prediction });
-            }
+            let age = -(self.num_queued as i32);
+            self.num_queued += 1;
+            self.queue.push(Candidate { score: score * prediction.probability, age, parent, prediction });
         }
     }
 }
@@ -157,6 +168,7 @@ impl Drafter for Ngram {
     fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
         self.read(request.context, request.capacity);
         self.queue.clear();
+        self.num_queued = 0;
         self.enqueue(NodeId::ROOT, 1.0, self.longest_suffix());
         while draft.tree().len() < request.limits.max_nodes {
             let Some(Candidate { score, parent, prediction, .. }) = self.queue.pop() else { break };

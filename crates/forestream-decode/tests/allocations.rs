@@ -1,0 +1,79 @@
+//! Nothing is allocated in a round once buffers are warm, but for the blocks of the cache.
+#![expect(unsafe_code, reason = "a global allocator that counts is unsafe by its trait")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use forestream_decode::testing::FakeModel;
+use forestream_decode::{Budget, Round, Sequence};
+use support::{MAX_TOKENS, budgets, drafter, model, options, samplings, sequence};
+
+thread_local! {
+    static NUM_ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The system's allocator, counting for each thread.
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        NUM_ALLOCATIONS.set(NUM_ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise about `layout` is the one that is needed.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from `System` with this layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations of each round of a text, rounds that needed a new cache block left out.
+fn count_allocations(model: &FakeModel, round: &mut Round, mut sequence: Sequence) -> Vec<usize> {
+    let mut counts = Vec::with_capacity(MAX_TOKENS);
+    while sequence.finish_reason().is_none() {
+        let (bytes, before) = (sequence.cache().allocated_bytes(), NUM_ALLOCATIONS.get());
+        round.run(model, &mut [&mut sequence]).unwrap();
+        let allocations = NUM_ALLOCATIONS.get() - before;
+        if sequence.cache().allocated_bytes() == bytes {
+            counts.push(allocations);
+        }
+    }
+    counts
+}
+
+#[test]
+fn warm_rounds_do_not_allocate() {
+    let model = model();
+    // The cache's list of tokens grows by doubling; between 128 and 256 tokens it does not.
+    let prompt: Vec<u32> = (0..130).map(|i| i * i % 47).collect();
+    for sampling in &samplings() {
+        for names in ["none", "ngram"] {
+            for budget in budgets() {
+                let max_nodes = budget.max_nodes();
+                let build = || sequence(&model, &prompt, drafter(names), options(sampling));
+                let mut round = Round::new(budget);
+                count_allocations(&model, &mut round, build()); // the first text warms the buffers of the pass
+                let counts = count_allocations(&model, &mut round, build());
+                assert!(counts.len() > 8, "{} rounds are too few to show anything", counts.len());
+                // The first rounds of a text size its own buffers.
+                assert!(counts[2..].iter().all(|&count| count == 0), "{names}, {max_nodes} nodes: {counts:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    let before = NUM_ALLOCATIONS.get();
+    drop(std::hint::black_box(Box::new(1)));
+    assert_eq!(NUM_ALLOCATIONS.get(), before + 1);
+    assert_eq!(Budget::Fixed(0).max_nodes(), 1);
+}

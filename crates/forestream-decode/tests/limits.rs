@@ -1,0 +1,157 @@
+//! Where a text ends, and what is reused for the next one: exact, whatever was drafted.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use forestream_decode::{Budget, DecodeError, FinishReason, Generation, SamplingSettings, Sequence, SequenceOptions};
+use forestream_model::{Model, ModelError, TokenId};
+use support::{assert_counts, budgets, drafter, ids, model, options, plain, prompt, samplings, sequence};
+
+#[test]
+fn a_stop_token_ends_the_text_in_the_middle_of_a_draft() {
+    let model = model();
+    let mut num_mid_draft = 0;
+    for sampling in samplings() {
+        let prompt = prompt(3);
+        let text = plain(&model, &prompt, &sampling);
+        for (stop_at, &stop_token) in text.iter().enumerate() {
+            if text[..stop_at].contains(&stop_token) {
+                continue;
+            }
+            let sequence = sequence(&model, &prompt, drafter("ngram"), options(&sampling));
+            let mut generation = Generation::new(&model, sequence, Budget::Fixed(16)).stop_on(&[1000, stop_token]);
+            let tokens: Vec<_> = generation.by_ref().map(Result::unwrap).collect();
+            let got: Vec<TokenId> = tokens.iter().map(|token| token.id).collect();
+            assert_eq!(got, text[..=stop_at]);
+            assert!(tokens.iter().enumerate().all(|(i, token)| token.is_stop == (i == stop_at)));
+            assert!(tokens.iter().enumerate().all(|(i, token)| token.position == prompt.len() + i));
+            assert_eq!(generation.finish_reason(), Some(FinishReason::Stop));
+            assert_counts(generation.stats(), got.len());
+            let sequence = generation.sequence();
+            assert_eq!(sequence.cache().tokens(), &sequence.tokens()[..sequence.tokens().len() - 1]);
+            let last_tree = sequence.draft().tree();
+            num_mid_draft += usize::from(last_tree.node_ids().any(|node| last_tree.token(node) == stop_token));
+        }
+    }
+    assert!(num_mid_draft > 0, "no stop token was part of a draft: the test shows nothing");
+}
+
+#[test]
+fn max_tokens_is_exact() {
+    let model = model();
+    for sampling in samplings() {
+        let text = plain(&model, &prompt(3), &sampling);
+        for budget in budgets() {
+            for max_tokens in [0, 1, 2, 3, 5, 17, 40] {
+                let sequence = sequence(&model, &prompt(3), drafter("ngram"), options(&sampling));
+                let mut generation = Generation::new(&model, sequence, budget.clone()).max_tokens(max_tokens);
+                let passes = model.num_passes();
+                assert_eq!(ids(&mut generation), text[..max_tokens]);
+                assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
+                assert!(max_tokens > 0 || model.num_passes() == passes);
+                assert!(generation.next().is_none());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_context_ends_the_text() {
+    let model = model();
+    let sampling = &samplings()[0];
+    let prompt = prompt(3);
+    let text = plain(&model, &prompt, sampling);
+    for room in [1, 2, 3, 10, 33] {
+        for names in ["none", "ngram"] {
+            let cache = model.new_cache(prompt.len() + room);
+            let sequence = Sequence::new(model.config(), &prompt, cache, drafter(names), options(sampling)).unwrap();
+            let mut generation = Generation::new(&model, sequence, Budget::Fixed(16));
+            assert_eq!(ids(&mut generation), text[..room]);
+            assert_eq!(generation.finish_reason(), Some(FinishReason::Length));
+        }
+    }
+}
+
+#[test]
+fn bad_requests_are_refused_with_a_reason() {
+    let model = model();
+    let build = |prompt: &[TokenId], sampling: SamplingSettings| {
+        let options = SequenceOptions { sampling, ..SequenceOptions::default() };
+        Sequence::new(model.config(), prompt, model.new_cache(8), drafter("none"), options).err().unwrap().to_string()
+    };
+    let settings = SamplingSettings::default;
+    let cases = [
+        (build(&[], settings()), "no tokens"),
+        (build(&[1; 8], settings()), "8 tokens and the context holds 8"),
+        (build(&[1, 48], settings()), "the prompt names token id 48, the vocabulary has 48"),
+        (build(&[1], SamplingSettings { logit_bias: vec![(99, 1.0)], ..settings() }), "logit_bias names token id 99"),
+        (build(&[1], SamplingSettings { top_p: 0.0, ..settings() }), "top_p is 0, it must be above 0 and at most 1"),
+    ];
+    for (message, expected) in cases {
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn prompt_chunks_change_nothing() {
+    let model = model();
+    let prompt: Vec<TokenId> = (0..100).map(|i| i * i % 47).collect();
+    let sampling = &samplings()[1];
+    let text = plain(&model, &prompt, sampling);
+    for chunk in [1, 2, 31, 32, 33, 99, 100, 1000] {
+        let sequence = sequence(&model, &prompt, drafter("ngram"), options(sampling));
+        let mut generation = Generation::new(&model, sequence, Budget::Fixed(8)).prefill_chunk(chunk);
+        let passes = model.num_passes();
+        generation.next().unwrap().unwrap();
+        assert_eq!(model.num_passes() - passes, 100_usize.div_ceil(chunk));
+        assert_eq!(ids(&mut generation), text[1..]);
+    }
+}
+
+#[test]
+fn a_later_prompt_reuses_the_rows_of_a_common_beginning() {
+    let model = model();
+    let sampling = &samplings()[1];
+    let first_prompt = prompt(6);
+    let mut generation =
+        Generation::new(&model, sequence(&model, &first_prompt, drafter("ngram"), options(sampling)), Budget::Fixed(8));
+    let answer = ids(&mut generation);
+    let cache = generation.into_cache();
+    let conversation = [&first_prompt[..], &answer].concat();
+    let branch = [&first_prompt[..], &answer[..10], &[40, 41]].concat();
+    let longer = [&conversation[..], &[1, 2, 3]].concat();
+    let other: Vec<TokenId> = vec![45, 44, 43];
+    let prefix = conversation[..20].to_vec();
+    let cases = [
+        (longer, conversation.len() - 1),
+        (conversation, first_prompt.len() + answer.len() - 1),
+        (branch, first_prompt.len() + 10),
+        (other, 0),
+        (prefix, 19),
+    ];
+    for (prompt, reused) in cases {
+        let cache = cache.fork(cache.len());
+        let sequence = Sequence::new(model.config(), &prompt, cache, drafter("ngram"), options(sampling)).unwrap();
+        let mut generation = Generation::new(&model, sequence, Budget::Fixed(8));
+        let passes = model.num_passes();
+        assert_eq!(ids(&mut generation), plain(&model, &prompt, sampling), "{reused} rows");
+        assert_eq!(generation.stats().reused_tokens, reused);
+        assert!(model.num_passes() > passes);
+        assert_counts(generation.stats(), generation.sequence().completion().len());
+    }
+}
+
+#[test]
+fn an_error_ends_the_iterator() {
+    let model = model();
+    let ban_all = SamplingSettings {
+        logit_bias: (0..48).map(|token| (token, f32::NEG_INFINITY)).collect(),
+        ..SamplingSettings::default()
+    };
+    let sequence = sequence(&model, &prompt(2), drafter("none"), options(&ban_all));
+    let mut generation = Generation::new(&model, sequence, Budget::Fixed(1));
+    assert!(matches!(generation.next(), Some(Err(DecodeError::NothingToDraw { position: 27 }))));
+    assert!(generation.next().is_none());
+    let full = DecodeError::from(ModelError::ContextFull { capacity: 4, needed: 5 });
+    assert!(full.to_string().contains("--ctx-size"));
+}
