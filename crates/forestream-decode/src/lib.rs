@@ -12,6 +12,7 @@ pub mod strategies;
 pub mod testing;
 
 mod budget;
+mod combined;
 mod draft;
 mod error;
 mod generation;
@@ -26,6 +27,7 @@ mod trial_pass;
 
 pub use acceptance::{Acceptance, SampleAndMatch};
 pub use budget::{Budget, CostCurve};
+pub use combined::Combined;
 pub use draft::{Draft, DraftRequest, Drafter, Limits, VerifiedRound};
 pub use error::DecodeError;
 pub use generation::{Generation, Token};

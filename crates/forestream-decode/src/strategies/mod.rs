@@ -2,16 +2,14 @@
 //!
 //! A new strategy is one file and two adjacent lines here: see `docs/adding-a-strategy.md`.
 
-mod combined;
 mod ngram;
 mod none;
 mod suffix_automaton;
 
-pub use combined::Combined;
 pub use ngram::Ngram;
 pub use none::Plain;
 
-use crate::{DecodeError, Drafter};
+use crate::{Combined, DecodeError, Drafter};
 
 /// Every strategy, in the order in which help shows them.
 pub static STRATEGIES: &[&Strategy] = &[
