@@ -14,29 +14,21 @@ use crate::simd::{Isa, LANES, Simd, dispatch, fold_sum};
 /// Slots per cache block.
 pub const BLOCK_SLOTS: usize = 32;
 
-/// The slots that a query may see, in path order.
-#[derive(Clone, Copy, Debug)]
-pub struct Visible<'a> {
+/// The slots that a node may see, in path order: `0..contiguous`, then `num_scattered` of [`Attention::scattered`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Visible {
     /// Slots `0..contiguous` come first.
     pub contiguous: usize,
-    /// Further slots, in increasing order.
-    pub scattered: &'a [u32],
+    /// Where the node's further slots start in [`Attention::scattered`].
+    pub first_scattered: usize,
+    /// How many they are.
+    pub num_scattered: usize,
 }
 
-impl Visible<'_> {
+impl Visible {
     /// Number of keys.
-    pub fn len(&self) -> usize {
-        self.contiguous + self.scattered.len()
-    }
-
-    /// Whether there is no key.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// One past the last slot.
-    fn end(&self) -> usize {
-        self.scattered.last().map_or(self.contiguous, |&slot| slot as usize + 1)
+    fn num_keys(self) -> usize {
+        self.contiguous + self.num_scattered
     }
 }
 
@@ -60,10 +52,14 @@ pub struct AttentionScratch {
 /// What to attend to what.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
-    /// `[queries, head_dim]`, with the factor `1 / sqrt(head_dim)` applied.
+    /// `[nodes, queries per node, head_dim]`, with the factor `1 / sqrt(head_dim)` applied.
     pub queries: &'a [f32],
-    /// What each query sees.
-    pub visible: &'a [Visible<'a>],
+    /// Channels of a query.
+    pub head_dim: usize,
+    /// What each node sees.
+    pub visible: &'a [Visible],
+    /// Slots beyond the contiguous ones, each node's in increasing order.
+    pub scattered: &'a [u32],
     /// Keys and values.
     pub blocks: &'a dyn HeadBlocks,
 }
@@ -75,29 +71,41 @@ impl std::fmt::Debug for Attention<'_> {
 }
 
 impl Attention<'_> {
-    fn head_dim(&self) -> usize {
-        self.queries.len() / self.visible.len()
+    /// Attends every query and writes `output`, of the shape of `queries`.
+    ///
+    /// # Panics
+    /// When lengths disagree or a node sees no key.
+    pub fn run(self, isa: Isa, scratch: &mut AttentionScratch, output: &mut [f32]) {
+        assert_eq!(self.queries.len(), output.len(), "queries and results");
+        assert!(self.queries.len().is_multiple_of(self.head_dim * self.visible.len().max(1)), "whole queries per node");
+        assert!(self.visible.iter().all(|visible| visible.num_keys() > 0), "a node sees itself at least");
+        let num_queries = self.queries.len() / self.head_dim;
+        scratch.weights.resize(self.num_slots() * num_queries, 0.0);
+        scratch.block.resize(self.head_dim * BLOCK_SLOTS, 0.0);
+        scratch.sums.resize(num_queries, 0.0);
+        dispatch!(isa, attend(
+            job: Attention<'_> = self, scratch: &mut AttentionScratch = scratch, output: &mut [f32] = output));
+    }
+
+    /// What a query sees.
+    fn visible_to(&self, query_index: usize) -> Visible {
+        let per_node = self.queries.len() / self.head_dim / self.visible.len();
+        self.visible[query_index / per_node]
+    }
+
+    fn scattered_of(&self, visible: Visible) -> &[u32] {
+        &self.scattered[visible.first_scattered..][..visible.num_scattered]
+    }
+
+    /// One past the last slot that a node sees.
+    fn end(&self, visible: Visible) -> usize {
+        self.scattered_of(visible).last().map_or(visible.contiguous, |&slot| slot as usize + 1)
     }
 
     /// Slots up to the last visible one, rounded up to whole blocks.
     fn num_slots(&self) -> usize {
-        self.visible.iter().map(Visible::end).max().unwrap_or(0).next_multiple_of(BLOCK_SLOTS)
-    }
-
-    /// Attends every query and writes `output`, `[queries, head_dim]`.
-    ///
-    /// # Panics
-    /// When lengths disagree or a query sees no key.
-    pub fn run(self, isa: Isa, scratch: &mut AttentionScratch, output: &mut [f32]) {
-        assert!(!self.visible.is_empty() && self.queries.len() == output.len(), "queries and results of one length");
-        assert_eq!(self.queries.len() % self.visible.len(), 0, "a whole number of channels");
-        assert!(self.visible.iter().all(|visible| !visible.is_empty()), "a query sees itself at least");
-        let (num_slots, num_queries) = (self.num_slots(), self.visible.len());
-        scratch.weights.resize(num_slots * num_queries, 0.0);
-        scratch.block.resize(self.head_dim() * BLOCK_SLOTS, 0.0);
-        scratch.sums.resize(num_queries, 0.0);
-        dispatch!(isa, attend(
-            job: Attention<'_> = self, scratch: &mut AttentionScratch = scratch, output: &mut [f32] = output));
+        let ends = self.visible.iter().map(|&visible| self.end(visible));
+        ends.max().unwrap_or(0).next_multiple_of(BLOCK_SLOTS)
     }
 }
 
@@ -107,16 +115,16 @@ unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, ou
     unsafe {
         score::<S>(&job, scratch);
         let num_slots = job.num_slots();
-        for ((visible, weights), sum) in
-            job.visible.iter().zip(scratch.weights.chunks_exact_mut(num_slots)).zip(&mut scratch.sums)
-        {
-            for (j, &slot) in visible.scattered.iter().enumerate() {
+        let rows = scratch.weights.chunks_exact_mut(num_slots).zip(&mut scratch.sums);
+        for (query_index, (weights, sum)) in rows.enumerate() {
+            let visible = job.visible_to(query_index);
+            for (j, &slot) in job.scattered_of(visible).iter().enumerate() {
                 weights[visible.contiguous + j] = weights[slot as usize]; // from slots to path order
             }
-            *sum = softmax_numerators::<S>(&mut weights[..visible.len()]);
+            *sum = softmax_numerators::<S>(&mut weights[..visible.num_keys()]);
         }
         mix_values::<S>(&job, scratch, output);
-        for (row, sum) in output.chunks_exact_mut(job.head_dim()).zip(&scratch.sums) {
+        for (row, sum) in output.chunks_exact_mut(job.head_dim).zip(&scratch.sums) {
             let factor = 1.0 / sum;
             for x in row {
                 *x *= factor;
@@ -136,15 +144,15 @@ unsafe fn widen<S: Simd>(from: &[f16], to: &mut [f32]) {
 /// Scores of every query against every slot, visible or not.
 #[inline(always)]
 unsafe fn score<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch) {
-    let (head_dim, num_slots) = (job.head_dim(), job.num_slots());
+    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
     for block_index in 0..num_slots / BLOCK_SLOTS {
         let first_slot = block_index * BLOCK_SLOTS;
         // SAFETY: called through `dispatch!`.
         unsafe { widen::<S>(job.blocks.block(block_index).0, &mut scratch.block) };
-        let mut rows = job.queries.chunks(2 * head_dim).zip(scratch.weights.chunks_mut(2 * num_slots));
-        for (index, (queries, weights)) in rows.by_ref().enumerate() {
-            let seen = job.visible[2 * index..].iter().take(2).any(|visible| visible.end() > first_slot);
-            if !seen {
+        let rows = job.queries.chunks(2 * head_dim).zip(scratch.weights.chunks_mut(2 * num_slots));
+        for (index, (queries, weights)) in rows.enumerate() {
+            let last = 2 * index + queries.len() / head_dim - 1;
+            if job.end(job.visible_to(2 * index)).max(job.end(job.visible_to(last))) <= first_slot {
                 continue;
             }
             let (first, second) = weights.split_at_mut(num_slots);
@@ -211,18 +219,19 @@ unsafe fn softmax_numerators<S: Simd>(scores: &mut [f32]) -> f32 {
 /// Sums values, weighted, in path order: block by block, in each its contiguous slots and then its scattered ones.
 #[inline(always)]
 unsafe fn mix_values<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch, output: &mut [f32]) {
-    let (head_dim, num_slots) = (job.head_dim(), job.num_slots());
+    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
     output.fill(0.0);
     for block_index in 0..num_slots / BLOCK_SLOTS {
         let first_slot = block_index * BLOCK_SLOTS;
         // SAFETY: called through `dispatch!`.
         unsafe { widen::<S>(job.blocks.block(block_index).1, &mut scratch.block) };
-        let rows = output.chunks_exact_mut(head_dim).zip(scratch.weights.chunks_exact(num_slots)).zip(job.visible);
-        for ((row, weights), visible) in rows {
+        let rows = output.chunks_exact_mut(head_dim).zip(scratch.weights.chunks_exact(num_slots));
+        for (query_index, (row, weights)) in rows.enumerate() {
+            let visible = job.visible_to(query_index);
             let contiguous = visible.contiguous.saturating_sub(first_slot).min(BLOCK_SLOTS);
             // SAFETY: as above; a block of values is `[32, head_dim]`.
             unsafe { add_values::<S>(&scratch.block, &weights[first_slot..][..contiguous], row) };
-            for (j, &slot) in visible.scattered.iter().enumerate() {
+            for (j, &slot) in job.scattered_of(visible).iter().enumerate() {
                 if let Some(lane) = (slot as usize).checked_sub(first_slot).filter(|&lane| lane < BLOCK_SLOTS) {
                     let weight = &weights[visible.contiguous + j..][..1];
                     // SAFETY: as above.
@@ -313,9 +322,14 @@ mod tests {
         (0..count * head_dim).map(|i| ((i * 13 % 31) as f32 - 15.0) / 20.0).collect()
     }
 
-    fn run(isa: Isa, cache: &Cache, queries: &[f32], visible: &[Visible<'_>]) -> Vec<f32> {
+    const fn seen(contiguous: usize) -> Visible {
+        Visible { contiguous, first_scattered: 0, num_scattered: 0 }
+    }
+
+    fn run(isa: Isa, cache: &Cache, queries: &[f32], visible: &[Visible], scattered: &[u32]) -> Vec<f32> {
         let mut output = vec![f32::NAN; queries.len()];
-        Attention { queries, visible, blocks: cache }.run(isa, &mut AttentionScratch::default(), &mut output);
+        let attention = Attention { queries, head_dim: cache.head_dim, visible, scattered, blocks: cache };
+        attention.run(isa, &mut AttentionScratch::default(), &mut output);
         output
     }
 
@@ -325,10 +339,10 @@ mod tests {
             let content: Vec<u32> = (0..len).collect();
             let cache = Cache::new(head_dim, &content);
             let queries = queries(3, head_dim);
-            let visible = [Visible { contiguous: len as usize, scattered: &[] }; 3];
-            let portable = run(Isa::PORTABLE, &cache, &queries, &visible);
+            let visible = [seen(len as usize)]; // three queries of one node
+            let portable = run(Isa::PORTABLE, &cache, &queries, &visible, &[]);
             for isa in Isa::available() {
-                assert_eq!(run(isa, &cache, &queries, &visible), portable, "{} {head_dim} {len}", isa.name());
+                assert_eq!(run(isa, &cache, &queries, &visible, &[]), portable, "{} {head_dim} {len}", isa.name());
             }
             for (query, got) in queries.chunks(head_dim).zip(portable.chunks(head_dim)) {
                 for (got, exact) in got.iter().zip(formula(&cache, query, len as usize)) {
@@ -358,11 +372,10 @@ mod tests {
         let slots = [44, 47, 48, 51];
         let query = queries(1, head_dim);
         for isa in Isa::available() {
-            let chain = run(isa, &Cache::new(head_dim, &path), &query, &[Visible { contiguous: 47, scattered: &[] }]);
-            let node = Visible { contiguous: 43, scattered: &slots };
-            let other = Visible { contiguous: 50, scattered: &[] };
+            let chain = run(isa, &Cache::new(head_dim, &path), &query, &[seen(47)], &[]);
+            let node = Visible { contiguous: 43, first_scattered: 0, num_scattered: 4 };
             let both = [query.clone(), queries(2, head_dim)].concat();
-            let tree = run(isa, &Cache::new(head_dim, &scattered), &both, &[node, other, other]);
+            let tree = run(isa, &Cache::new(head_dim, &scattered), &both, &[node, seen(50), seen(50)], &slots);
             assert_eq!(tree[..head_dim], chain, "{}", isa.name());
             assert_ne!(tree[head_dim..2 * head_dim], chain);
         }

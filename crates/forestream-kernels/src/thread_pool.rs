@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 
+use crate::shared_slice::SharedSlice;
+
 /// Polls before a waiting thread parks: about 20 microseconds, longer than the serial parts between two jobs.
 const SPIN_LIMIT: u32 = 1000;
 
@@ -112,6 +114,44 @@ impl ThreadPool {
             std::panic::resume_unwind(payload);
         }
         assert!(!worker_panicked, "a worker thread panicked");
+    }
+
+    /// Calls `job(row_index, row)` for each row of `rows`, `[_, width]`.
+    ///
+    /// # Panics
+    /// When `rows` is not a whole number of rows, or if `job` panics.
+    pub fn for_each_row<T: Send>(&self, rows: &mut [T], width: usize, job: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        /// Elements of a chunk: enough to be worth a thread's attention.
+        const CHUNK_LEN: usize = 4096;
+        assert!(rows.len().is_multiple_of(width.max(1)), "{} elements in rows of {width}", rows.len());
+        let num_rows = rows.len() / width.max(1);
+        let rows_per_chunk = (CHUNK_LEN / width.max(1)).max(1);
+        let shared = SharedSlice::new(rows);
+        self.run(num_rows.div_ceil(rows_per_chunk), &|chunk, _| {
+            for row in chunk * rows_per_chunk..num_rows.min((chunk + 1) * rows_per_chunk) {
+                // SAFETY: each row belongs to one chunk.
+                job(row, unsafe { shared.part(row * width..(row + 1) * width) });
+            }
+        });
+    }
+
+    /// Calls `job(part_index, thread_index, part)` for consecutive parts of `data` that end at `ends`.
+    ///
+    /// # Panics
+    /// When `ends` decrease or pass the end of `data`, or if `job` panics.
+    pub fn for_each_part<T: Send>(
+        &self,
+        data: &mut [T],
+        ends: &[usize],
+        job: &(dyn Fn(usize, usize, &mut [T]) + Sync),
+    ) {
+        assert!(ends.is_sorted(), "parts follow each other");
+        let shared = SharedSlice::new(data);
+        self.run(ends.len(), &|part, thread| {
+            let start = if part == 0 { 0 } else { ends[part - 1] };
+            // SAFETY: parts between sorted ends do not overlap.
+            job(part, thread, unsafe { shared.part(start..ends[part]) });
+        });
     }
 
     /// Makes `job` the current one and wakes the workers that sleep.
@@ -229,6 +269,21 @@ mod tests {
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn rows_and_parts_are_visited_once_each() {
+        let pool = ThreadPool::new(3);
+        let mut data = vec![0_usize; 5000 * 3];
+        pool.for_each_row(&mut data, 3, &|index, row| row.iter_mut().for_each(|x| *x += index));
+        pool.for_each_part(&mut data, &[1, 1, 9000, 15_000], &|index, thread, part| {
+            assert!(thread < 3);
+            for x in part {
+                *x += 10_000 * index;
+            }
+        });
+        let expected = |i: usize| i / 3 + 10_000 * if i < 1 { 0 } else { 2 + usize::from(i >= 9000) };
+        assert!(data.iter().enumerate().all(|(i, &x)| x == expected(i)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod layout;
 mod pack;
+mod unpack;
 
 use layout::{BLOCK_INPUTS, Scheme, TILE_ROWS, with_scheme};
 
