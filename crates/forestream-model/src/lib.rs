@@ -5,6 +5,7 @@
 
 pub mod architectures;
 mod config;
+mod cpu;
 mod error;
 mod kv_cache;
 mod model;
@@ -12,6 +13,7 @@ mod token_tree;
 pub mod weights;
 
 pub use config::{DecoderConfig, RopeConfig, RopeScaling, RopeStyle};
+pub use cpu::{CpuModel, LoadOptions};
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_LEN, CacheShape, KvCache};
 pub use model::{Hidden, Model, Outputs, Row};

@@ -1,0 +1,99 @@
+//! The rows of a pass: which sequence, position and slots each node has.
+
+use std::ops::Range;
+
+use forestream_kernels::Visible;
+
+use crate::{NodeId, Row};
+
+/// Nodes that share one sweep over the cache; more would only lengthen the work of one thread.
+const NODES_PER_TILE: usize = 8;
+
+/// All nodes of a pass, sequence after sequence. Buffers are reused between passes.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Rows of each sequence.
+    pub(super) sequences: Vec<Range<usize>>,
+    /// Slot of each row in its sequence's cache.
+    pub(super) slots: Vec<usize>,
+    /// Position of each row.
+    pub(super) positions: Vec<usize>,
+    /// What each row may attend to.
+    pub(super) visible: Vec<Visible>,
+    /// Slots that the visible sets refer to.
+    pub(super) scattered: Vec<u32>,
+    /// Rows that will be asked for logits.
+    pub(super) outputs: Vec<usize>,
+    /// Attention work: sequence index and rows, at most [`NODES_PER_TILE`].
+    pub(super) tiles: Vec<(usize, Range<usize>)>,
+    path: Vec<NodeId>,
+}
+
+impl Batch {
+    /// Describes `rows`.
+    pub(super) fn reset(&mut self, rows: &[Row<'_>]) {
+        self.sequences.clear();
+        self.slots.clear();
+        self.positions.clear();
+        self.visible.clear();
+        self.scattered.clear();
+        self.outputs.clear();
+        for row in rows {
+            let first = self.slots.len();
+            let committed = row.cache.len();
+            let chain_len = row.tree.chain_len();
+            for node in row.tree.node_ids() {
+                self.slots.push(committed + node.index());
+                self.positions.push(committed + row.tree.depth(node));
+                let visible = self.visible_to(row, node, chain_len);
+                self.visible.push(visible);
+            }
+            self.outputs.extend(row.outputs.nodes(row.tree.len()).map(|node| first + node));
+            self.sequences.push(first..self.slots.len());
+        }
+        self.cut_tiles();
+    }
+
+    /// The committed rows and the path of `node`; a path inside the leading chain is contiguous.
+    fn visible_to(&mut self, row: &Row<'_>, node: NodeId, chain_len: usize) -> Visible {
+        let committed = row.cache.len();
+        let first_scattered = self.scattered.len();
+        if node.index() < chain_len {
+            return Visible { contiguous: committed + node.index() + 1, first_scattered, num_scattered: 0 };
+        }
+        row.tree.path_into(node, &mut self.path);
+        let in_place = self.path.iter().enumerate().take_while(|(depth, node)| node.index() == *depth).count();
+        self.scattered.extend(self.path[in_place..].iter().map(|node| (committed + node.index()) as u32));
+        let num_scattered = self.path.len() - in_place;
+        Visible { contiguous: committed + in_place, first_scattered, num_scattered }
+    }
+
+    fn cut_tiles(&mut self) {
+        self.tiles.clear();
+        for (index, rows) in self.sequences.iter().enumerate() {
+            for start in rows.clone().step_by(NODES_PER_TILE) {
+                self.tiles.push((index, start..rows.end.min(start + NODES_PER_TILE)));
+            }
+        }
+    }
+
+    /// Number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.visible.len()
+    }
+
+    /// Drops all rows but the outputs; row `i` is then the former row `outputs[i]`.
+    pub(super) fn keep_outputs(&mut self) {
+        for (to, &from) in self.outputs.iter().enumerate() {
+            self.visible[to] = self.visible[from];
+        }
+        self.visible.truncate(self.outputs.len());
+        let mut first = 0;
+        for rows in &mut self.sequences {
+            let kept = self.outputs.iter().filter(|row| rows.contains(row)).count();
+            *rows = first..first + kept;
+            first += kept;
+        }
+        self.cut_tiles();
+    }
+}

@@ -1,0 +1,140 @@
+//! The CPU engine: one decoder stack over packed weights, bit-exact for any batch shape and number of threads.
+//!
+//! Owns the order of operations of a pass and the buffers between them; all arithmetic is in `forestream-kernels`. An
+//! architecture is data here ([`DecoderConfig`]): biases and head norms run where the configuration says so.
+
+mod batch;
+mod layer;
+mod load;
+mod pass;
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use forestream_kernels::{Isa, PackedMatrix, ThreadPool, matmul};
+
+use crate::{CacheShape, DecoderConfig, Hidden, KvCache, Model, ModelError, Row};
+use layer::Layer;
+use pass::{Pass, Workspace};
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Threads of a pass, at least one.
+    pub num_threads: usize,
+    /// The instruction set to run on.
+    pub isa: Isa,
+}
+
+impl Default for LoadOptions {
+    /// All cores, the fastest instruction set.
+    fn default() -> Self {
+        let num_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { num_threads, isa: Isa::best() }
+    }
+}
+
+/// A Llama-family decoder on the CPU.
+#[derive(Debug)]
+pub struct CpuModel {
+    config: DecoderConfig,
+    isa: Isa,
+    pool: ThreadPool,
+    /// `[vocab_size, hidden_size]`.
+    embed_tokens: PackedMatrix,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    /// `[vocab_size, hidden_size]`; `None` where the head is the embedding table.
+    lm_head: Option<PackedMatrix>,
+    /// Rotary frequencies, `[head_dim / 2]`.
+    frequencies: Vec<f64>,
+    workspace: Mutex<Workspace>,
+}
+
+impl CpuModel {
+    /// Bytes of all packed weights: what stays in memory besides caches.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::num_bytes).sum();
+        layers + self.embed_tokens.num_bytes() + self.lm_head.as_ref().map_or(0, PackedMatrix::num_bytes)
+    }
+
+    /// Bytes that decoding one token reads: all weights but an embedding table of its own.
+    pub fn bytes_per_token(&self) -> usize {
+        let table = if self.lm_head.is_some() { self.embed_tokens.num_bytes() } else { 0 };
+        self.weight_bytes() - table
+    }
+
+    /// Number of threads of a pass.
+    pub fn num_threads(&self) -> usize {
+        self.pool.num_threads()
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The sizes of this model's caches.
+    pub fn cache_shape(&self) -> CacheShape {
+        CacheShape {
+            num_layers: self.config.num_hidden_layers,
+            num_kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+        }
+    }
+
+    fn lm_head(&self) -> &PackedMatrix {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+}
+
+impl Model for CpuModel {
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache::new(self.cache_shape(), capacity)
+    }
+
+    fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
+        self.check(rows)?;
+        for row in rows.iter_mut() {
+            row.cache.reserve(row.tree)?;
+        }
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        Pass::new(self, &mut workspace, rows).run(hidden);
+        Ok(())
+    }
+
+    fn logits(&self, hidden: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
+        let (num_rows, width) = (rows.len(), self.config.hidden_size);
+        let states = hidden.states(rows);
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let fill = |row: usize, to: &mut [f32]| to.copy_from_slice(&states[row * width..][..width]);
+        workspace.activations.fill(&self.pool, self.isa, [num_rows, width], &fill);
+        logits.resize(num_rows * self.config.vocab_size, 0.0);
+        let head = std::slice::from_ref(self.lm_head());
+        matmul(&self.pool, self.isa, &workspace.activations, head, logits);
+    }
+}
+
+impl CpuModel {
+    /// Refuses what cannot run before any cache changes.
+    fn check(&self, rows: &[Row<'_>]) -> Result<(), ModelError> {
+        let vocab_size = self.config.vocab_size;
+        for row in rows {
+            let needed = row.cache.len() + row.tree.len();
+            if needed > row.cache.capacity() {
+                return Err(ModelError::ContextFull { capacity: row.cache.capacity(), needed });
+            }
+            for node in row.tree.node_ids() {
+                let token = row.tree.token(node);
+                if token as usize >= vocab_size {
+                    return Err(ModelError::TokenOutOfRange { token, vocab_size });
+                }
+            }
+        }
+        Ok(())
+    }
+}

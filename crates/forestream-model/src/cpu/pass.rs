@@ -1,0 +1,287 @@
+//! One pass over a batch of token trees.
+
+use std::sync::{Mutex, PoisonError};
+
+use forestream_kernels::{
+    Activations, Attention, AttentionScratch, HeadBlocks, add_assign, matmul, rms_norm, rms_norm_in_place,
+    rotate_heads, silu_mul,
+};
+use half::f16;
+
+use super::CpuModel;
+use super::batch::Batch;
+use super::layer::Layer;
+use crate::{Hidden, KvCache, Row};
+
+/// Buffers of a pass, reused by the next one.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    batch: Batch,
+    /// The residual stream, `[rows, hidden_size]`.
+    residual: Vec<f32>,
+    /// Inputs of the next product.
+    pub(super) activations: Activations,
+    /// Queries, keys and values, `[rows, q_len + 2 kv_len]`.
+    qkv: Vec<f32>,
+    /// `[kv heads, rows, queries per kv head, head_dim]`.
+    attended: Vec<f32>,
+    /// Where each attention task's part of `attended` ends.
+    task_ends: Vec<usize>,
+    /// `gate_proj` and `up_proj` outputs, `[rows, 2 intermediate_size]`.
+    gate_up: Vec<f32>,
+    /// Outputs of `o_proj` and `down_proj`, `[rows, hidden_size]`.
+    projected: Vec<f32>,
+    /// Rotation of each row, `[rows, head_dim / 2]`.
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
+    threads: Vec<Mutex<ThreadScratch>>,
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+struct ThreadScratch {
+    attention: AttentionScratch,
+    /// Scaled queries of one task.
+    queries: Vec<f32>,
+}
+
+impl Workspace {
+    pub(super) fn new(num_threads: usize) -> Self {
+        Self {
+            batch: Batch::default(),
+            residual: Vec::new(),
+            activations: Activations::new(),
+            qkv: Vec::new(),
+            attended: Vec::new(),
+            task_ends: Vec::new(),
+            gate_up: Vec::new(),
+            projected: Vec::new(),
+            cosines: Vec::new(),
+            sines: Vec::new(),
+            threads: (0..num_threads).map(|_| Mutex::default()).collect(),
+        }
+    }
+}
+
+/// The keys and values of one head of one sequence.
+struct CacheHead<'a> {
+    cache: &'a KvCache,
+    layer_index: usize,
+    head_index: usize,
+}
+
+impl HeadBlocks for CacheHead<'_> {
+    fn block(&self, block_index: usize) -> (&[f16], &[f16]) {
+        self.cache.block(block_index, self.layer_index, self.head_index)
+    }
+}
+
+/// A pass in progress.
+pub(super) struct Pass<'a, 'r> {
+    model: &'a CpuModel,
+    space: &'a mut Workspace,
+    rows: &'a mut [Row<'r>],
+}
+
+impl<'a, 'r> Pass<'a, 'r> {
+    pub(super) fn new(model: &'a CpuModel, space: &'a mut Workspace, rows: &'a mut [Row<'r>]) -> Self {
+        space.batch.reset(rows);
+        Self { model, space, rows }
+    }
+
+    /// Runs all layers and leaves the normalized states of the output rows in `hidden`.
+    pub(super) fn run(mut self, hidden: &mut Hidden) {
+        self.embed();
+        self.find_rotations();
+        let last = self.model.layers.len() - 1;
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            self.project_qkv(layer);
+            self.rotate_and_store(layer, index);
+            if index == last {
+                self.keep_outputs(); // nothing later reads the other rows
+            }
+            if self.space.batch.len() == 0 {
+                break;
+            }
+            self.attend(index);
+            self.add_attention(layer);
+            self.add_mlp(layer);
+        }
+        let width = self.model.config.hidden_size;
+        let states = hidden.reset(self.rows, width);
+        let (model, residual) = (self.model, &self.space.residual);
+        let epsilon = model.config.rms_norm_eps;
+        model.pool.for_each_row(states, width, &|row, to| {
+            rms_norm(model.isa, &residual[row * width..][..width], &model.norm, epsilon, to);
+        });
+    }
+
+    fn embed(&mut self) {
+        let width = self.model.config.hidden_size;
+        let (model, batch, rows) = (self.model, &self.space.batch, &*self.rows);
+        self.space.residual.resize(batch.len() * width, 0.0);
+        let mut tokens = rows.iter().flat_map(|row| row.tree.node_ids().map(|node| row.tree.token(node)));
+        for to in self.space.residual.chunks_exact_mut(width) {
+            let token = tokens.next().expect("as many rows as nodes");
+            model.embed_tokens.row(token as usize, to);
+        }
+    }
+
+    /// Cosines and sines of every row's position, once for all layers.
+    fn find_rotations(&mut self) {
+        let half = self.model.frequencies.len();
+        let space = &mut *self.space;
+        space.cosines.resize(space.batch.len() * half, 0.0);
+        space.sines.resize(space.batch.len() * half, 0.0);
+        let rotations = space.cosines.chunks_exact_mut(half).zip(space.sines.chunks_exact_mut(half));
+        for ((cosines, sines), &position) in rotations.zip(&space.batch.positions) {
+            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.model.frequencies) {
+                let (s, c) = (position as f64 * frequency).sin_cos();
+                (*cosine, *sine) = (c as f32, s as f32);
+            }
+        }
+    }
+
+    /// Fills the activations with the normalized residual stream.
+    fn normalize(&mut self, weight: &[f32]) {
+        let (model, space) = (self.model, &mut *self.space);
+        let (width, epsilon) = (model.config.hidden_size, model.config.rms_norm_eps);
+        let residual = &space.residual;
+        space.activations.fill(&model.pool, model.isa, [residual.len() / width, width], &|row, to| {
+            rms_norm(model.isa, &residual[row * width..][..width], weight, epsilon, to);
+        });
+    }
+
+    fn project_qkv(&mut self, layer: &Layer) {
+        self.normalize(&layer.input_layernorm);
+        let (model, space) = (self.model, &mut *self.space);
+        space.qkv.resize(space.batch.len() * model.qkv_len(), 0.0);
+        matmul(&model.pool, model.isa, &space.activations, &layer.qkv_proj, &mut space.qkv);
+    }
+
+    /// Biases, head norms and rotation; then keys and values go to the caches.
+    fn rotate_and_store(&mut self, layer: &Layer, layer_index: usize) {
+        let (model, space) = (self.model, &mut *self.space);
+        let (q_len, kv_len, half) = (model.q_len(), model.kv_len(), model.frequencies.len());
+        let (cosines, sines) = (&space.cosines, &space.sines);
+        model.pool.for_each_row(&mut space.qkv, model.qkv_len(), &|index, row| {
+            if let Some(bias) = &layer.qkv_bias {
+                add_assign(row, bias);
+            }
+            let (queries, keys) = row[..q_len + kv_len].split_at_mut(q_len);
+            if let Some([q_norm, k_norm]) = &layer.qk_norm {
+                for (heads, norm) in [(&mut *queries, q_norm), (&mut *keys, k_norm)] {
+                    for head in heads.chunks_exact_mut(norm.len()) {
+                        rms_norm_in_place(model.isa, head, norm, model.config.rms_norm_eps);
+                    }
+                }
+            }
+            let rotation = index * half..(index + 1) * half;
+            rotate_heads(model.isa, &mut row[..q_len + kv_len], &cosines[rotation.clone()], &sines[rotation]);
+        });
+        for (row, rows) in self.rows.iter_mut().zip(&space.batch.sequences) {
+            for index in rows.clone() {
+                let (keys, values) = space.qkv[index * model.qkv_len() + q_len..][..2 * kv_len].split_at(kv_len);
+                row.cache.write(layer_index, space.batch.slots[index], keys, values);
+            }
+        }
+    }
+
+    fn keep_outputs(&mut self) {
+        let space = &mut *self.space;
+        for (buffer, width) in
+            [(&mut space.residual, self.model.config.hidden_size), (&mut space.qkv, self.model.qkv_len())]
+        {
+            for (to, &from) in space.batch.outputs.iter().enumerate() {
+                buffer.copy_within(from * width..(from + 1) * width, to * width);
+            }
+            buffer.truncate(space.batch.outputs.len() * width);
+        }
+        space.batch.keep_outputs();
+    }
+
+    /// Attention of every row; a task is one key/value head and one tile of rows of one sequence.
+    fn attend(&mut self, layer_index: usize) {
+        let (model, space, rows) = (self.model, &mut *self.space, &*self.rows);
+        let batch = &space.batch;
+        let (head_dim, num_kv_heads) = (model.config.head_dim, model.config.num_key_value_heads);
+        let group_len = model.q_len() / num_kv_heads;
+        space.attended.resize(batch.len() * model.q_len(), 0.0);
+        space.task_ends.clear();
+        for head in 0..num_kv_heads {
+            let first = head * batch.len();
+            space.task_ends.extend(batch.tiles.iter().map(|(_, rows)| (first + rows.end) * group_len));
+        }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (qkv, threads) = (&space.qkv, &space.threads);
+        model.pool.for_each_part(&mut space.attended, &space.task_ends, &|task, thread, output| {
+            let (head_index, tile_index) = (task / batch.tiles.len(), task % batch.tiles.len());
+            let (sequence_index, tile_rows) = &batch.tiles[tile_index];
+            let mut scratch = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let ThreadScratch { attention, queries } = &mut *scratch;
+            queries.clear();
+            for row in tile_rows.clone() {
+                let start = row * model.qkv_len() + head_index * group_len;
+                queries.extend(qkv[start..start + group_len].iter().map(|x| x * scale));
+            }
+            let blocks = CacheHead { cache: &*rows[*sequence_index].cache, layer_index, head_index };
+            let visible = &batch.visible[tile_rows.clone()];
+            let job = Attention { queries, head_dim, visible, scattered: &batch.scattered, blocks: &blocks };
+            job.run(model.isa, attention, output);
+        });
+    }
+
+    fn add_attention(&mut self, layer: &Layer) {
+        let (model, space) = (self.model, &mut *self.space);
+        let num_rows = space.batch.len();
+        let group_len = model.q_len() / model.config.num_key_value_heads;
+        let attended = &space.attended;
+        space.activations.fill(&model.pool, model.isa, [num_rows, model.q_len()], &|row, to| {
+            for (head, to) in to.chunks_exact_mut(group_len).enumerate() {
+                to.copy_from_slice(&attended[(head * num_rows + row) * group_len..][..group_len]);
+            }
+        });
+        self.project_and_add(&layer.o_proj);
+    }
+
+    fn add_mlp(&mut self, layer: &Layer) {
+        self.normalize(&layer.post_attention_layernorm);
+        let (model, space) = (self.model, &mut *self.space);
+        let inner = model.config.intermediate_size;
+        let num_rows = space.batch.len();
+        space.gate_up.resize(num_rows * 2 * inner, 0.0);
+        matmul(&model.pool, model.isa, &space.activations, &layer.gate_up_proj, &mut space.gate_up);
+        let gate_up = &space.gate_up;
+        space.activations.fill(&model.pool, model.isa, [num_rows, inner], &|row, to| {
+            let (gate, up) = gate_up[row * 2 * inner..][..2 * inner].split_at(inner);
+            silu_mul(model.isa, gate, up, to);
+        });
+        self.project_and_add(&layer.down_proj);
+    }
+
+    /// Multiplies the activations by `matrix` and adds the result to the residual stream.
+    fn project_and_add(&mut self, matrix: &[forestream_kernels::PackedMatrix; 1]) {
+        let (model, space) = (self.model, &mut *self.space);
+        let width = model.config.hidden_size;
+        space.projected.resize(space.batch.len() * width, 0.0);
+        matmul(&model.pool, model.isa, &space.activations, matrix, &mut space.projected);
+        let projected = &space.projected;
+        model.pool.for_each_row(&mut space.residual, width, &|row, residual| {
+            add_assign(residual, &projected[row * width..][..width]);
+        });
+    }
+}
+
+impl CpuModel {
+    fn q_len(&self) -> usize {
+        self.config.num_attention_heads * self.config.head_dim
+    }
+
+    fn kv_len(&self) -> usize {
+        self.config.num_key_value_heads * self.config.head_dim
+    }
+
+    fn qkv_len(&self) -> usize {
+        self.q_len() + 2 * self.kv_len()
+    }
+}
