@@ -1,17 +1,20 @@
 //! Prints the token ids of a text file, one per line, for comparison with another tokenizer.
 //!
-//! `token_ids VOCABULARY FILE`, where `VOCABULARY` is a Hugging Face directory, a `GgufVocabulary` as JSON, or
-//! llama2.c's `tok512.bin`. Fails when the decoded ids are not the text.
+//! `token_ids VOCABULARY FILE [DECODED]`, where `VOCABULARY` is a Hugging Face directory, a `GgufVocabulary` as JSON, or
+//! llama2.c's `tok512.bin`. `DECODED` receives the text of the ids.
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::ExitCode;
 
 use forestream_text::{AddSpecial, GgufVocabulary, ParseSpecial, SpecialTokens, Tokenizer};
 
-fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [vocabulary, file] = arguments.as_slice() else { return Err("usage: token_ids VOCABULARY FILE".into()) };
+    let (vocabulary, file, decoded) = match arguments.as_slice() {
+        [vocabulary, file] => (vocabulary, file, None),
+        [vocabulary, file, decoded] => (vocabulary, file, Some(decoded)),
+        _ => return Err("usage: token_ids VOCABULARY FILE [DECODED]".into()),
+    };
     let tokenizer = load(Path::new(vocabulary))?;
     let text = std::fs::read_to_string(file)?;
     let ids = tokenizer.encode(&text, AddSpecial::Never, ParseSpecial::No)?;
@@ -20,8 +23,10 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         writeln!(output, "{id}")?;
     }
     output.flush()?;
-    let same = tokenizer.decode(&ids, SpecialTokens::Keep)? == text;
-    Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if let Some(path) = decoded {
+        std::fs::write(path, tokenizer.decode(&ids, SpecialTokens::Keep)?)?;
+    }
+    Ok(())
 }
 
 fn load(path: &Path) -> Result<Tokenizer, Box<dyn std::error::Error>> {

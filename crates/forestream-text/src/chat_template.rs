@@ -7,6 +7,7 @@ mod generation_marks;
 mod python_json;
 mod python_time;
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
@@ -114,16 +115,17 @@ impl ChatTemplate {
     fn context(&self, inputs: &ChatInputs<'_>) -> Value {
         let json = |value: Option<&serde_json::Value>| Value::from(Serde(value));
         let now = inputs.now;
-        let mut context = vec![
+        let mut context = BTreeMap::from([
             ("messages", Value::from(Serde(inputs.messages))),
             ("add_generation_prompt", Value::from(inputs.add_generation_prompt)),
             ("tools", json(inputs.tools)),
             ("documents", json(inputs.documents)),
             ("strftime_now", Value::from_function(move |format: &str| python_time::format(format, now))),
-        ];
+        ]);
         context.extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
         let extra = inputs.extra.into_iter().flatten().map(|(name, value)| (name.as_str(), Value::from(Serde(value))));
-        context.into_iter().chain(extra).collect()
+        context.extend(extra);
+        Value::from_pairs(context)
     }
 }
 
