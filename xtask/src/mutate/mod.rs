@@ -1,0 +1,153 @@
+//! `cargo xtask mutate`: plants known bugs one at a time and reports which tests notice.
+//!
+//! Works in a copy of the workspace below `target/`, so that an interrupted run leaves no bug behind. A bug is a text
+//! substitution ([`MUTATIONS`]); what noticed it goes into the table of `docs/testing.md`.
+
+mod bugs;
+mod test_run;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::report;
+use crate::source_tree::SourceTree;
+use bugs::{MUTATIONS, Mutation};
+use test_run::Outcome;
+
+/// Where the table stands in the page.
+const TABLE_PAGE: &str = "docs/testing.md";
+const TABLE_START: &str = "<!-- planted bugs: written by cargo xtask mutate -->\n";
+const TABLE_END: &str = "<!-- end of planted bugs -->";
+
+/// Plants every bug (or the one named `only`) and writes the table.
+///
+/// # Errors
+/// If the tests fail without a bug, a bug cannot be planted, or a bug goes unnoticed.
+pub(crate) fn run(root: &Path, only: Option<&str>) -> Result<()> {
+    let wanted: Vec<&Mutation> = MUTATIONS.iter().filter(|bug| only.is_none_or(|name| name == bug.name)).collect();
+    ensure!(!wanted.is_empty(), "no planted bug has this name; there are {}", names());
+    let copy = copy_workspace(root)?;
+    report("mutate: the tests without a bug");
+    let unchanged = test_run::run(&copy)?;
+    ensure!(unchanged == Outcome::Passed, "the tests do not pass without a planted bug: {unchanged}");
+    let mut outcomes = Vec::new();
+    for bug in wanted {
+        report(&format!("mutate: {}", bug.name));
+        let outcome = with_bug(&copy, bug, || test_run::run(&copy))?;
+        report(&format!("  {outcome}"));
+        outcomes.push((bug, outcome));
+    }
+    if only.is_none() {
+        write_table(root, &outcomes)?;
+    }
+    let unnoticed: Vec<&str> =
+        outcomes.iter().filter(|(_, outcome)| !outcome.is_noticed()).map(|(bug, _)| bug.name).collect();
+    if !unnoticed.is_empty() {
+        bail!("not noticed: {}", unnoticed.join(", "));
+    }
+    Ok(())
+}
+
+fn names() -> String {
+    MUTATIONS.iter().map(|bug| bug.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Copies the project's files; those that did not change keep their time, so that cargo builds little.
+fn copy_workspace(root: &Path) -> Result<PathBuf> {
+    let copy = root.join("target/mutate/workspace");
+    fs::create_dir_all(&copy)?;
+    let files = SourceTree::read(root)?;
+    for stale in SourceTree::read(&copy)?.files().iter().filter(|file| !files.contains(file)) {
+        fs::remove_file(copy.join(stale))?;
+    }
+    for file in files.files() {
+        let (from, to) = (root.join(file), copy.join(file));
+        let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        if fs::read(&to).is_ok_and(|copied| copied == text) {
+            continue;
+        }
+        fs::create_dir_all(to.parent().unwrap_or(&copy))?;
+        fs::write(&to, text).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(copy)
+}
+
+/// Runs `body` while the bug is in the copy.
+fn with_bug(copy: &Path, bug: &Mutation, body: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
+    let file = copy.join(bug.file);
+    let healthy = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    fs::write(&file, planted(&healthy, bug)?)?;
+    let outcome = body();
+    fs::write(&file, healthy)?;
+    outcome
+}
+
+fn planted(healthy: &str, bug: &Mutation) -> Result<String> {
+    let num_places = healthy.matches(bug.healthy).count();
+    ensure!(
+        num_places == 1,
+        "bug `{}`: expected its text once in {}, found it {num_places} times; update xtask/src/mutate/bugs.rs",
+        bug.name,
+        bug.file
+    );
+    Ok(healthy.replacen(bug.healthy, bug.broken, 1))
+}
+
+fn write_table(root: &Path, outcomes: &[(&Mutation, Outcome)]) -> Result<()> {
+    let page = root.join(TABLE_PAGE);
+    let text = fs::read_to_string(&page)?;
+    fs::write(&page, with_table(&text, &table(outcomes))?)?;
+    report(&format!("mutate: the table is in {TABLE_PAGE}"));
+    Ok(())
+}
+
+fn table(outcomes: &[(&Mutation, Outcome)]) -> String {
+    let mut table = String::from("\n| bug | planted in | noticed by |\n|---|---|---|\n");
+    for (bug, outcome) in outcomes {
+        let _ = writeln!(table, "| {} | `{}` | {outcome} |", bug.what, bug.file);
+    }
+    table.push('\n');
+    table
+}
+
+/// The page with whatever stood between the marks replaced.
+fn with_table(page: &str, table: &str) -> Result<String> {
+    let start = page.find(TABLE_START).context("the table's first mark is missing")? + TABLE_START.len();
+    let end = start + page[start..].find(TABLE_END).context("the table's last mark is missing")?;
+    Ok(format!("{}{table}{}", &page[..start], &page[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUG: Mutation = Mutation { name: "b", what: "a bug", file: "a.rs", healthy: "x + 1", broken: "x - 1" };
+
+    #[test]
+    fn a_bug_is_planted_where_its_text_stands_once() {
+        assert_eq!(planted("let y = x + 1;", &BUG).unwrap(), "let y = x - 1;");
+        for text in ["let y = x + 2;", "x + 1; x + 1;"] {
+            assert!(planted(text, &BUG).unwrap_err().to_string().contains("update xtask/src/mutate/bugs.rs"));
+        }
+    }
+
+    #[test]
+    fn every_bug_finds_its_text_in_the_workspace() {
+        for bug in MUTATIONS {
+            let file = crate::workspace_root().join(bug.file);
+            planted(&fs::read_to_string(file).unwrap(), bug).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_table_replaces_what_stood_between_the_marks() {
+        let page = format!("before\n{TABLE_START}old\n{TABLE_END}\nafter\n");
+        let table = table(&[(&BUG, Outcome::Passed)]);
+        let expected = "before\n<!-- planted bugs: written by cargo xtask mutate -->\n\n| bug | planted in | noticed by |\n\
+                        |---|---|---|\n| a bug | `a.rs` | **nothing** |\n\n<!-- end of planted bugs -->\nafter\n";
+        assert_eq!(with_table(&page, &table).unwrap(), expected);
+    }
+}
