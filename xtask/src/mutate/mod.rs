@@ -105,9 +105,9 @@ fn write_table(root: &Path, outcomes: &[(&Mutation, Outcome)]) -> Result<()> {
 }
 
 fn table(outcomes: &[(&Mutation, Outcome)]) -> String {
-    let mut table = String::from("\n| bug | planted in | noticed by |\n|---|---|---|\n");
+    let mut table = String::from("\n| bug | planted in | noticed by (failed tests) |\n|---|---|---|\n");
     for (bug, outcome) in outcomes {
-        let _ = writeln!(table, "| {} | `{}` | {outcome} |", bug.what, bug.file);
+        let _ = writeln!(table, "| {} | `{}` | {} |", bug.what, bug.file, outcome.summary());
     }
     table.push('\n');
     table
@@ -146,7 +146,7 @@ mod tests {
     fn the_table_replaces_what_stood_between_the_marks() {
         let page = format!("before\n{TABLE_START}old\n{TABLE_END}\nafter\n");
         let table = table(&[(&BUG, Outcome::Passed)]);
-        let expected = "before\n<!-- planted bugs: written by cargo xtask mutate -->\n\n| bug | planted in | noticed by |\n\
+        let expected = "before\n<!-- planted bugs: written by cargo xtask mutate -->\n\n| bug | planted in | noticed by (failed tests) |\n\
                         |---|---|---|\n| a bug | `a.rs` | **nothing** |\n\n<!-- end of planted bugs -->\nafter\n";
         assert_eq!(with_table(&page, &table).unwrap(), expected);
     }

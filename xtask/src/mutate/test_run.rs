@@ -40,6 +40,18 @@ impl Outcome {
     pub(super) fn is_noticed(&self) -> bool {
         matches!(self, Self::Failed(_) | Self::TimedOut)
     }
+
+    /// One cell of the table: suites, and how many of their tests failed.
+    pub(super) fn summary(&self) -> String {
+        match self {
+            Self::Failed(suites) => {
+                let counts: Vec<String> =
+                    suites.iter().map(|suite| format!("{} ({})", suite.name, suite.tests.len())).collect();
+                counts.join(", ")
+            }
+            other => other.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -159,6 +171,7 @@ error: 2 targets failed:
         let expected =
             "forestream-decode unit tests: `round::tests::b`; forestream-decode conformance: `greedy`, `sampled`";
         assert_eq!(outcome.to_string(), expected);
+        assert_eq!(outcome.summary(), "forestream-decode unit tests (1), forestream-decode conformance (2)");
         assert!(outcome.is_noticed());
     }
 
