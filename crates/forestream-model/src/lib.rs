@@ -15,6 +15,8 @@ pub mod weights;
 pub use config::{DecoderConfig, RopeConfig, RopeScaling, RopeStyle};
 pub use cpu::{CpuModel, LoadOptions};
 pub use error::ModelError;
+pub use forestream_kernels::Isa;
+pub use forestream_kernels::formats::Format;
 pub use kv_cache::{BLOCK_LEN, CacheShape, KvCache};
 pub use model::{Hidden, Model, Outputs, Row};
 pub use token_tree::{NodeId, TokenId, TokenTree};

@@ -7,9 +7,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use forestream::dataset::Task;
+use forestream::{Format, Isa};
+use serde_json::{Map, Value};
 
-use super::values::{LogitBias, OutputFormat, SpecType, TableFormat, at_least_zero, positive_fraction, threads};
+use super::values::{
+    LogitBias, OutputFormat, SpecType, TableFormat, at_least_zero, format, isa, json_object, positive_fraction, task,
+    threads,
+};
 
 /// Lossless speculative decoding for local language models.
 ///
@@ -35,6 +41,14 @@ pub(crate) struct LowArgs {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Generate text from a prompt
+    Generate(GenerateArgs),
+    /// Talk with a model
+    Chat(ChatArgs),
+    /// Measure prompt, decode and verification speed
+    Bench(BenchArgs),
+    /// Compare strategies on a file of prompts, and check that their tokens are identical
+    Compare(CompareArgs),
     /// Describe a model file
     Inspect(InspectArgs),
     /// Fetch a model
@@ -72,9 +86,12 @@ pub(crate) struct ModelArgs {
     /// Threads; 0 takes one for each core
     #[arg(short, long, aliases = ["threads-batch", "tb"], value_name = "N", default_value_t = 0, value_parser = threads)]
     pub(crate) threads: usize,
+    /// Instruction set of the kernels, which never changes a token [default: the fastest that this machine has]
+    #[arg(long, value_name = "NAME", value_parser = isa)]
+    pub(crate) isa: Option<Isa>,
     /// Store float weights in this format while loading: q8_0, q4_1, ...
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) quantize: Option<String>,
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) quantize: Option<Format>,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }
@@ -84,22 +101,22 @@ pub(crate) struct ModelArgs {
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 always takes the most probable token [default: the model's, else 0.8]
-    #[arg(long, alias = "temperature", value_name = "T", value_parser = at_least_zero)]
+    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) temp: Option<f32>,
     /// Keep the K most probable tokens; 0 keeps all [default: the model's, else 40]
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
     /// Keep the most probable tokens that together reach this probability [default: the model's, else 0.95]
-    #[arg(long, value_name = "P", value_parser = positive_fraction)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = positive_fraction)]
     pub(crate) top_p: Option<f32>,
     /// Drop tokens below this fraction of the most probable one [default: the model's, else 0.05]
-    #[arg(long, value_name = "P", value_parser = at_least_zero)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) min_p: Option<f32>,
     /// Locally typical sampling with this probability mass; 1 is off
-    #[arg(long, alias = "typical-p", value_name = "P", value_parser = positive_fraction)]
+    #[arg(long, alias = "typical-p", value_name = "P", allow_negative_numbers = true, value_parser = positive_fraction)]
     pub(crate) typical: Option<f32>,
     /// Divide the logits of recent tokens by this; 1 is off
-    #[arg(long, alias = "repetition-penalty", value_name = "X", value_parser = at_least_zero)]
+    #[arg(long, alias = "repetition-penalty", value_name = "X", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) repeat_penalty: Option<f32>,
     /// Subtract this from the logits of recent tokens
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -138,7 +155,7 @@ pub(crate) struct BudgetArgs {
     #[arg(long, value_name = "N",
           aliases = ["num-speculative-tokens", "speculative-num-steps", "draft-max", "draft", "speculate"])]
     pub(crate) spec_draft_n_max: Option<usize>,
-    /// Most tree nodes that one pass verifies [default: chosen each round from this machine's speed]
+    /// Tree nodes that one pass verifies, however long it takes [default: chosen each round, as many as pay]
     #[arg(long, value_name = "N", aliases = ["speculative-num-draft-tokens", "total-token"],
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) spec_tree_max_tokens: Option<u16>,
@@ -158,8 +175,8 @@ pub(crate) struct TemplateArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) chat_template_file: Option<PathBuf>,
     /// JSON object with further variables for the chat template
-    #[arg(long, value_name = "JSON")]
-    pub(crate) chat_template_kwargs: Option<String>,
+    #[arg(long, value_name = "JSON", value_parser = json_object)]
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 /// When an answer ends.
@@ -170,9 +187,6 @@ pub(crate) struct LengthArgs {
     #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N",
           allow_negative_numbers = true, default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..))]
     pub(crate) max_tokens: i64,
-    /// Fewest tokens to generate before the model may stop
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) min_tokens: usize,
     /// Stop at this text; may be repeated
     #[arg(short = 'r', long, alias = "reverse-prompt", value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
@@ -265,8 +279,8 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Built-in prompt template: e2e, sql, dialogsum, prompts, mt_bench [default: chosen by the fields of the rows]
-    #[arg(long, value_name = "NAME", conflicts_with = "template")]
-    pub(crate) task: Option<TaskName>,
+    #[arg(long, value_name = "NAME", conflicts_with = "template", value_parser = task)]
+    pub(crate) task: Option<&'static Task>,
     /// Prompt template with {field} placeholders
     #[arg(long, value_name = "TEXT")]
     pub(crate) template: Option<String>,
@@ -289,22 +303,6 @@ pub(crate) struct CompareArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) budget: BudgetArgs,
-}
-
-/// Built-in prompt templates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum TaskName {
-    /// Meaning representation to a sentence.
-    E2e,
-    /// Question and table to a query.
-    Sql,
-    /// Dialogue to a summary.
-    Dialogsum,
-    /// Instructions as they are.
-    Prompts,
-    /// First turns of MT-Bench.
-    MtBench,
 }
 
 /// `inspect`.

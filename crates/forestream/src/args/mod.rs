@@ -1,7 +1,8 @@
 //! The command line: flags, variables and the configuration file, in that order of strength.
 //!
-//! `low` is what can be typed, `layers` adds the weaker sources.
+//! `low` is what can be typed, `layers` adds the weaker sources, `high` makes what the library takes.
 
+mod high;
 mod layers;
 mod low;
 mod values;
@@ -11,8 +12,9 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 
+pub(crate) use high::*;
 pub(crate) use low::*;
-pub(crate) use values::OutputFormat;
+pub(crate) use values::{OutputFormat, TableFormat};
 
 /// Reads the command line.
 ///

@@ -3,6 +3,9 @@
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use forestream::dataset::{self, Task};
+use forestream::{Format, Isa};
+use serde_json::{Map, Value};
 
 /// Form of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -34,11 +37,11 @@ impl FromStr for SpecType {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const NAMES: &[&str] = &["none", "ngram"];
-        if NAMES.contains(&text) {
+        let names: Vec<&str> = forestream::STRATEGIES.iter().map(|strategy| strategy.name).collect();
+        if names.contains(&text) {
             return Ok(Self(text.to_owned()));
         }
-        Err(format!("there is no such strategy; known strategies are {}", NAMES.join(", ")))
+        Err(format!("there is no such strategy; known are {}", names.join(", ")))
     }
 }
 
@@ -60,6 +63,32 @@ impl FromStr for LogitBias {
         let token = text[..end].parse().map_err(|_| wrong())?;
         let bias: f32 = text[end..].trim_start_matches('=').parse().map_err(|_| wrong())?;
         if bias.is_nan() { Err(wrong()) } else { Ok(Self { token, bias }) }
+    }
+}
+
+/// A built-in task.
+pub(super) fn task(name: &str) -> Result<&'static Task, String> {
+    let names: Vec<&str> = dataset::TASKS.iter().map(|task| task.name).collect();
+    dataset::task(name).ok_or_else(|| format!("there is no such task; known are {}", names.join(", ")))
+}
+
+/// A weight format, in upper or lower case.
+pub(super) fn format(text: &str) -> Result<Format, String> {
+    text.to_ascii_uppercase().parse().map_err(|error| format!("{error}"))
+}
+
+/// An instruction set of this machine.
+pub(super) fn isa(name: &str) -> Result<Isa, String> {
+    let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+    Isa::named(name).ok_or_else(|| format!("this machine does not have it; it has {}", names.join(", ")))
+}
+
+/// A JSON object.
+pub(super) fn json_object(text: &str) -> Result<Map<String, Value>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err("it must be a JSON object, such as {\"enable_thinking\": false}".to_owned()),
+        Err(error) => Err(format!("it is not JSON: {error}")),
     }
 }
 

@@ -38,6 +38,36 @@ pub(crate) fn print_error(error: &anyhow::Error) {
     note(&format!("error: {error:#}"));
 }
 
+/// A line on a terminal that says what runs; nothing elsewhere.
+pub(crate) struct Status {
+    line: Option<ProgressBar>,
+}
+
+impl Status {
+    pub(crate) fn new() -> Self {
+        let line = io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{msg}").expect("the template is valid");
+            ProgressBar::new_spinner().with_style(style)
+        });
+        Self { line }
+    }
+
+    /// Replaces the line.
+    pub(crate) fn show(&mut self, text: &str) {
+        if let Some(line) = &self.line {
+            line.set_message(text.to_owned());
+            line.tick();
+        }
+    }
+
+    /// Takes the line off the screen.
+    pub(crate) fn clear(self) {
+        if let Some(line) = self.line {
+            line.finish_and_clear();
+        }
+    }
+}
+
 /// Progress of `pull`: a bar on a terminal, lines elsewhere.
 pub(crate) struct PullProgress {
     bar: Option<ProgressBar>,

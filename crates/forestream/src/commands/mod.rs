@@ -1,7 +1,13 @@
 //! One file for each command. Commands print; everything they know comes from the library.
 
+mod bench;
+mod chat;
+mod compare;
 mod console;
+mod generate;
 mod inspect;
+mod interrupt;
+mod model;
 mod pull;
 
 use std::process::ExitCode;
@@ -16,6 +22,10 @@ pub(crate) use console::print_error;
 /// Anything that kept the command from doing what it was asked for.
 pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Completions(args) => completions(args.shell),

@@ -7,7 +7,7 @@ use forestream::places;
 use forestream::pull::{Hub, ModelName, ModelStore, Network, REGISTRY};
 
 use super::console::{self, PullProgress};
-use crate::args::{PullArgs, StoreArgs};
+use crate::args::{self, PullArgs, StoreArgs};
 
 pub(super) fn run(args: &PullArgs) -> anyhow::Result<ExitCode> {
     if args.list {
@@ -45,11 +45,6 @@ pub(super) fn fetch(store: &ModelStore, name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Where pulled models and measurements are kept.
-pub(super) fn cache_directory(args: &StoreArgs) -> PathBuf {
-    args.cache.clone().unwrap_or_else(places::cache_directory)
-}
-
 /// The models of this machine, as the flags describe them.
 pub(super) fn store(args: &StoreArgs) -> ModelStore {
     let network = match args.offline {
@@ -58,5 +53,5 @@ pub(super) fn store(args: &StoreArgs) -> ModelStore {
         false => Network::Online,
     };
     let token = args.hf_token.clone().or_else(|| places::variable("HF_TOKEN"));
-    ModelStore::new(cache_directory(args).join("models"), network, Hub { token })
+    ModelStore::new(args::cache_directory(args).join("models"), network, Hub { token })
 }

@@ -1,0 +1,69 @@
+//! From what was typed to what the library takes.
+
+use forestream::{AtStopToken, EngineOptions, GenerateOptions, SamplingSettings};
+
+use super::low::{BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
+use super::values::SpecType;
+
+/// Where pulled models and measurements are kept.
+pub(crate) fn cache_directory(args: &StoreArgs) -> std::path::PathBuf {
+    args.cache.clone().unwrap_or_else(forestream::places::cache_directory)
+}
+
+/// How the model is loaded.
+pub(crate) fn engine_options(args: &ModelArgs) -> EngineOptions {
+    EngineOptions {
+        threads: nonzero(args.threads),
+        ctx_size: nonzero(args.ctx_size),
+        isa: args.isa,
+        quantize: args.quantize,
+        cost_curve_directory: Some(cache_directory(&args.store).join("cost-curves")),
+    }
+}
+
+/// How tokens are drawn: `defaults`, changed by what was typed.
+pub(crate) fn sampling(args: &SamplingArgs, defaults: &SamplingSettings) -> SamplingSettings {
+    let last_n = args.repeat_last_n.map(|n| usize::try_from(n).ok()); // -1: all tokens
+    SamplingSettings {
+        temperature: args.temp.unwrap_or(defaults.temperature),
+        top_k: args.top_k.map_or(defaults.top_k, nonzero),
+        top_p: args.top_p.unwrap_or(defaults.top_p),
+        min_p: args.min_p.unwrap_or(defaults.min_p),
+        typical_p: args.typical.unwrap_or(defaults.typical_p),
+        repeat_penalty: args.repeat_penalty.unwrap_or(defaults.repeat_penalty),
+        presence_penalty: args.presence_penalty.unwrap_or(defaults.presence_penalty),
+        frequency_penalty: args.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+        penalty_last_n: last_n.unwrap_or(defaults.penalty_last_n),
+        logit_bias: args.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect(),
+        seed: u64::try_from(args.seed).unwrap_or(defaults.seed), // -1: a random one
+    }
+}
+
+/// What is asked of an answer.
+pub(crate) fn generate_options(length: &LengthArgs, spec: &SpecArgs, sampling: SamplingSettings) -> GenerateOptions {
+    GenerateOptions {
+        max_tokens: usize::try_from(length.max_tokens).ok(), // -1: no limit
+        stop: length.stop.clone(),
+        at_stop_token: if length.ignore_eos { AtStopToken::GoOn } else { AtStopToken::Stop },
+        ..drafting(&spec.budget, strategy(&spec.spec_type), sampling)
+    }
+}
+
+/// Options of an answer with this strategy.
+pub(crate) fn drafting(budget: &BudgetArgs, strategy: String, sampling: SamplingSettings) -> GenerateOptions {
+    GenerateOptions {
+        strategy,
+        max_draft_depth: budget.spec_draft_n_max,
+        budget: budget.spec_tree_max_tokens.map(usize::from),
+        ..GenerateOptions::new(sampling)
+    }
+}
+
+fn strategy(names: &[SpecType]) -> String {
+    names.iter().map(|name| name.0.as_str()).collect::<Vec<_>>().join(",")
+}
+
+/// Where 0 stands for "not limited" or "as the model says".
+fn nonzero(number: usize) -> Option<usize> {
+    Some(number).filter(|&number| number > 0)
+}

@@ -1,0 +1,186 @@
+//! `chat`: a conversation on a terminal, or line by line from a pipe.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use forestream::{ChatTemplate, Engine, GenerateOptions, Message, Report, Session};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+
+use super::{console, interrupt, model};
+use crate::args::{self, ChatArgs};
+
+const HELP: &str = "\
+/help          this list
+/reset         start a new conversation
+/save FILE     write the conversation as JSON
+/stats         speed and drafting of the last answer
+Ctrl-C ends an answer, Ctrl-D leaves
+";
+
+pub(super) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
+    interrupt::install()?;
+    let engine = model::open(&args.model)?;
+    let template = model::chat_template(&engine, &args.template)?;
+    let template =
+        template.context("the model has no chat template; give one with --chat-template, or use generate")?;
+    let sampling = args::sampling(&args.sampling, &engine.default_sampling());
+    let mut chat = Chat {
+        session: engine.session(),
+        template,
+        options: args::generate_options(&args.length, &args.spec, sampling),
+        messages: Vec::new(),
+        last_report: None,
+        args,
+    };
+    chat.reset();
+    let mut lines = Lines::open(args::cache_directory(&args.model.store).join("chat-history.txt"))?;
+    lines.welcome(&engine);
+    while let Some(line) = lines.next()? {
+        match line.trim() {
+            "" => {}
+            command if command.starts_with('/') => chat.command(command),
+            _ => chat.answer(&line)?,
+        }
+    }
+    lines.close();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A conversation.
+struct Chat<'e> {
+    session: Session<'e>,
+    template: ChatTemplate,
+    options: GenerateOptions,
+    messages: Vec<Message>,
+    last_report: Option<Report>,
+    args: &'e ChatArgs,
+}
+
+impl Chat<'_> {
+    fn reset(&mut self) {
+        self.messages.clear();
+        self.messages.extend(self.args.template.system.as_ref().map(|system| Message::new("system", system)));
+    }
+
+    fn command(&mut self, line: &str) {
+        let (name, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (name, argument.trim()) {
+            ("/help", _) => console::note(HELP.trim_end()),
+            ("/reset", _) => {
+                self.reset();
+                console::note("the conversation starts again");
+            }
+            ("/stats", _) => match &self.last_report {
+                Some(report) => console::note(&report.summary()),
+                None => console::note("there is no answer yet"),
+            },
+            ("/save", "") => console::note("/save needs the name of a file"),
+            ("/save", path) => match self.save(Path::new(path)) {
+                Ok(()) => console::note(&format!("saved {} messages to {path}", self.messages.len())),
+                Err(error) => console::print_error(&error),
+            },
+            _ => console::note(&format!("there is no command {name}; /help lists them")),
+        }
+    }
+
+    fn save(&self, path: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(&serde_json::json!({ "messages": self.messages }))?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Answers one message; a message that cannot be answered is taken back.
+    fn answer(&mut self, text: &str) -> anyhow::Result<()> {
+        self.messages.push(Message::new("user", text));
+        interrupt::clear();
+        match self.stream() {
+            Ok(report) => {
+                self.messages.push(Message::new("assistant", &report.text));
+                self.last_report = Some(report);
+                Ok(())
+            }
+            Err(error) => {
+                self.messages.pop();
+                if error.downcast_ref::<io::Error>().is_some() {
+                    return Err(error);
+                }
+                console::print_error(&error);
+                console::note("your message was taken back; /reset starts a new conversation");
+                Ok(())
+            }
+        }
+    }
+
+    fn stream(&mut self) -> anyhow::Result<Report> {
+        let variables = self.args.template.chat_template_kwargs.as_ref();
+        let prompt = self.session.chat_prompt(&self.template, &self.messages, variables)?;
+        let mut answer = self.session.generate(&prompt, &self.options)?;
+        for piece in answer.by_ref() {
+            console::print(&piece?)?;
+            if interrupt::is_asked() {
+                break;
+            }
+        }
+        console::print("\n")?;
+        Ok(answer.finish())
+    }
+}
+
+/// Where the user's lines come from.
+enum Lines {
+    Terminal { editor: Box<DefaultEditor>, history: PathBuf },
+    Pipe { number: usize },
+}
+
+impl Lines {
+    fn open(history: PathBuf) -> anyhow::Result<Self> {
+        if !io::stdin().is_terminal() {
+            return Ok(Self::Pipe { number: 0 });
+        }
+        let mut editor = DefaultEditor::new().context("cannot use this terminal")?;
+        let _ = editor.load_history(&history); // absent at first
+        Ok(Self::Terminal { editor: Box::new(editor), history })
+    }
+
+    fn welcome(&self, engine: &Engine) {
+        if let Self::Terminal { .. } = self {
+            console::note(&format!(
+                "{}, {} threads. /help lists commands, Ctrl-D leaves.",
+                engine.name(),
+                engine.threads()
+            ));
+        }
+    }
+
+    /// The next line; `None` at the end.
+    fn next(&mut self) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Pipe { number } => {
+                *number += 1;
+                let line = io::stdin().lock().lines().next().transpose();
+                line.with_context(|| format!("cannot read line {number} of standard input"))
+            }
+            Self::Terminal { editor, .. } => loop {
+                match editor.readline("> ") {
+                    Ok(line) => {
+                        editor.add_history_entry(&line)?;
+                        return Ok(Some(line));
+                    }
+                    Err(ReadlineError::Interrupted) => {} // Ctrl-C clears the line
+                    Err(ReadlineError::Eof) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                }
+            },
+        }
+    }
+
+    /// Keeps the history; losing it is no reason to fail.
+    fn close(self) {
+        if let Self::Terminal { mut editor, history } = self {
+            let _ = history.parent().map(std::fs::create_dir_all);
+            let _ = editor.save_history(&history);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! `generate`: one answer, streamed as text or reported as JSON.
+
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use forestream::{Engine, GenerateOptions, Message, Report, TokenId};
+use serde::Serialize;
+
+use super::{console, interrupt, model};
+use crate::args::{self, GenerateArgs, OutputFormat};
+
+pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
+    let prompt_text = prompt_text(args)?;
+    interrupt::install()?;
+    let engine = model::open(&args.model)?;
+    let prompt = prompt_tokens(&engine, args, &prompt_text)?;
+    let sampling = args::sampling(&args.sampling, &engine.default_sampling());
+    let options = args::generate_options(&args.length, &args.spec, sampling);
+    let report = answer(&engine, &prompt, &options, |piece| match args.output {
+        OutputFormat::Text => Ok(console::print(piece)?),
+        OutputFormat::Json => Ok(()),
+    })?;
+    let verdict = args.verify_lossless.then(|| verify(&engine, &prompt, &options, &report)).transpose()?;
+    match args.output {
+        OutputFormat::Text => {
+            console::print("\n")?;
+            console::note(&report.summary());
+            if let Some(verdict) = &verdict {
+                console::note(&verdict.describe(&engine));
+            }
+        }
+        OutputFormat::Json => {
+            let output = JsonOutput { report: &report, lossless: verdict.as_ref() };
+            console::print(&format!("{}\n", serde_json::to_string(&output)?))?;
+        }
+    }
+    let is_lossless = verdict.is_none_or(|verdict| verdict.identical);
+    Ok(if is_lossless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The object of `--output json`.
+#[derive(Serialize)]
+struct JsonOutput<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lossless: Option<&'a Verdict>,
+}
+
+/// The prompt as it was given; one line break at its end belongs to the file, not to the prompt.
+fn prompt_text(args: &GenerateArgs) -> anyhow::Result<String> {
+    if let Some(prompt) = &args.prompt {
+        return Ok(prompt.clone());
+    }
+    let (bytes, place) = match &args.file {
+        Some(path) => (std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?, path.as_path()),
+        None if io::stdin().is_terminal() => {
+            bail!("there is no prompt: give one with -p, with -f, or on standard input")
+        }
+        None => {
+            let mut bytes = Vec::new();
+            io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+            (bytes, Path::new("standard input"))
+        }
+    };
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let position = error.utf8_error().valid_up_to();
+        let byte = error.as_bytes()[position];
+        anyhow::anyhow!(
+            "{} is not valid UTF-8: byte {position} is {byte:#04x}; convert it to UTF-8 first",
+            place.display()
+        )
+    })?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+}
+
+fn prompt_tokens(engine: &Engine, args: &GenerateArgs, text: &str) -> anyhow::Result<Vec<TokenId>> {
+    let session = engine.session();
+    let template = if args.raw { None } else { model::chat_template(engine, &args.template)? };
+    let Some(template) = template else {
+        let system = args.template.system.as_ref().map(|system| format!("{system}\n\n")).unwrap_or_default();
+        return Ok(session.plain_prompt(&format!("{system}{text}"))?);
+    };
+    let system = args.template.system.as_ref().map(|system| Message::new("system", system));
+    let messages: Vec<Message> = system.into_iter().chain([Message::new("user", text)]).collect();
+    Ok(session.chat_prompt(&template, &messages, args.template.chat_template_kwargs.as_ref())?)
+}
+
+/// Runs one answer to its end, or to Ctrl-C.
+fn answer(
+    engine: &Engine,
+    prompt: &[TokenId],
+    options: &GenerateOptions,
+    mut show: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Report> {
+    let mut session = engine.session();
+    let mut answer = session.generate(prompt, options)?;
+    for piece in answer.by_ref() {
+        show(&piece?)?;
+        if interrupt::is_asked() {
+            break;
+        }
+    }
+    Ok(answer.finish())
+}
+
+/// Whether plain decoding gives the same tokens.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    identical: bool,
+    num_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_difference: Option<Difference>,
+}
+
+/// The first token that differs.
+#[derive(Debug, Serialize)]
+struct Difference {
+    /// Its place in the answer, from 0.
+    index: usize,
+    /// What the strategy gave; nothing where its answer had ended.
+    with_drafts: Option<TokenId>,
+    /// What plain decoding gave.
+    plain: Option<TokenId>,
+}
+
+fn verify(engine: &Engine, prompt: &[TokenId], options: &GenerateOptions, report: &Report) -> anyhow::Result<Verdict> {
+    let plain = GenerateOptions {
+        strategy: "none".to_owned(),
+        max_tokens: Some(report.token_ids.len()), // as far as an interrupted answer came
+        ..options.clone()
+    };
+    interrupt::clear();
+    let plain = answer(engine, prompt, &plain, |_| Ok(()))?;
+    Ok(Verdict::of(&report.token_ids, &plain.token_ids))
+}
+
+impl Verdict {
+    fn of(drafted: &[TokenId], plain: &[TokenId]) -> Self {
+        let len = drafted.len().max(plain.len());
+        let difference = (0..len).find(|&index| drafted.get(index) != plain.get(index)).map(|index| Difference {
+            index,
+            with_drafts: drafted.get(index).copied(),
+            plain: plain.get(index).copied(),
+        });
+        Self { identical: difference.is_none(), num_tokens: drafted.len(), first_difference: difference }
+    }
+
+    fn describe(&self, engine: &Engine) -> String {
+        let Some(difference) = &self.first_difference else {
+            return format!("lossless: plain decoding gives the same {} tokens", self.num_tokens);
+        };
+        let show = |token: Option<TokenId>| match token {
+            Some(token) => format!("{token} {:?}", engine.tokenizer().piece(token).unwrap_or_default()),
+            None => "the end".to_owned(),
+        };
+        format!(
+            "NOT LOSSLESS: token {} is {} with drafts and {} without",
+            difference.index,
+            show(difference.with_drafts),
+            show(difference.plain)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_found() {
+        let cases: [(&[u32], &[u32], Option<usize>); 4] =
+            [(&[1, 2], &[1, 2], None), (&[1, 2], &[1, 3], Some(1)), (&[1], &[1, 3], Some(1)), (&[1, 2], &[], Some(0))];
+        for (drafted, plain, expected) in cases {
+            let verdict = Verdict::of(drafted, plain);
+            assert_eq!(verdict.first_difference.as_ref().map(|difference| difference.index), expected);
+            assert_eq!(verdict.identical, expected.is_none());
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! What `generate`, `chat`, `bench` and `compare` share: opening a model, and its chat template.
+
+use std::fs;
+
+use anyhow::Context;
+use forestream::{ChatTemplate, Engine};
+
+use super::pull;
+use crate::args::{self, ModelArgs, TemplateArgs};
+
+/// Finds and loads a model.
+pub(super) fn open(args: &ModelArgs) -> anyhow::Result<Engine> {
+    let path = pull::fetch(&pull::store(&args.store), &args.model)?;
+    Ok(Engine::open(&path, &args::engine_options(args))?)
+}
+
+/// The chat template of the flags, else the model's; `None` for a model without one.
+pub(super) fn chat_template(engine: &Engine, args: &TemplateArgs) -> anyhow::Result<Option<ChatTemplate>> {
+    let source = match (&args.chat_template, &args.chat_template_file) {
+        (Some(source), _) => Some(source.clone()),
+        (None, Some(path)) => Some(
+            fs::read_to_string(path).with_context(|| format!("cannot read the chat template {}", path.display()))?,
+        ),
+        (None, None) => None,
+    };
+    match source {
+        Some(source) => Ok(Some(engine.tokenizer().chat_template_from(&source).map_err(forestream::Error::from)?)),
+        None => Ok(engine.chat_template()?),
+    }
+}

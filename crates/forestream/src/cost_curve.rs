@@ -1,0 +1,215 @@
+//! The cost of a pass over n nodes, measured once per machine, model and number of threads, and kept in a file.
+//!
+//! A file of another version, machine or model counts as absent, and so does one that cannot be read; a file that cannot
+//! be written is not an error, since the next run only measures again.
+
+use std::path::Path;
+use std::time::Instant;
+use std::{fs, io};
+
+use forestream_decode::{CostCurve, DecodeError};
+use forestream_model::{
+    Checkpoint, Format, Hidden, KvCache, LoadOptions, Model, NodeId, Outputs, Row, TokenId, TokenTree,
+};
+use serde::{Deserialize, Serialize};
+
+/// Counts up when the meaning of the file or the speed of the kernels changes.
+const VERSION: u32 = 1;
+/// Sizes that are measured; kernels work in groups of four.
+const SIZES: &[usize] = &[1, 2, 4, 8, 12, 16, 24, 32];
+/// Times that each size is measured; the median counts.
+const REPETITIONS: usize = 5;
+/// Tokens in the cache while measuring, as far as the context allows.
+const DEPTH: usize = 128;
+
+/// What a curve is valid for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CostCurveKey {
+    version: u32,
+    program: String,
+    cpu: String,
+    isa: String,
+    threads: usize,
+    model: String,
+    format: String,
+}
+
+impl CostCurveKey {
+    /// The key of a model on this machine.
+    pub(crate) fn new(checkpoint: &Checkpoint, quantize: Option<Format>, load_options: LoadOptions) -> Self {
+        Self {
+            version: VERSION,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            cpu: cpu_name(),
+            isa: load_options.isa.name().to_owned(),
+            threads: load_options.num_threads,
+            model: checkpoint.fingerprint(),
+            format: quantize.map_or_else(|| "as stored".to_owned(), |format| format.to_string()),
+        }
+    }
+
+    fn file_name(&self) -> String {
+        let model = self.model.get(..16).unwrap_or(&self.model);
+        format!("{model}-{}-{}-t{}.json", self.format.replace(' ', "-"), self.isa, self.threads)
+    }
+}
+
+/// A curve in its file.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredCurve {
+    key: CostCurveKey,
+    /// Nodes and seconds.
+    points: Vec<(usize, f64)>,
+}
+
+/// The curve from its file, or measured now.
+///
+/// # Errors
+/// If a pass of the measurement fails.
+pub(crate) fn load_or_measure(
+    model: &dyn Model,
+    key: &CostCurveKey,
+    directory: Option<&Path>,
+) -> Result<CostCurve, DecodeError> {
+    if let Some(curve) = directory.and_then(|directory| load(key, directory)) {
+        return Ok(curve);
+    }
+    let curve = measure(model)?;
+    if let Some(directory) = directory {
+        let _ = store(key, &curve, directory); // the next run measures again
+    }
+    Ok(curve)
+}
+
+fn load(key: &CostCurveKey, directory: &Path) -> Option<CostCurve> {
+    let text = fs::read_to_string(directory.join(key.file_name())).ok()?;
+    let stored: StoredCurve = serde_json::from_str(&text).ok()?;
+    (stored.key == *key).then(|| CostCurve::new(&stored.points).ok()).flatten()
+}
+
+fn store(key: &CostCurveKey, curve: &CostCurve, directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let stored = StoredCurve { key: key.clone(), points: curve.points().to_vec() };
+    let path = directory.join(key.file_name());
+    let temporary = directory.join(format!("{}.{}.tmp", key.file_name(), std::process::id()));
+    fs::write(&temporary, serde_json::to_string_pretty(&stored)?)?;
+    fs::rename(temporary, path)
+}
+
+fn measure(model: &dyn Model) -> Result<CostCurve, DecodeError> {
+    let largest = SIZES[SIZES.len() - 1];
+    let depth = DEPTH.min(model.config().max_position_embeddings.saturating_sub(largest));
+    let mut passes = TreePasses::new(model, depth, largest)?;
+    for &nodes in SIZES {
+        passes.run(nodes)?; // warm-up: buffers grow, weights enter memory
+    }
+    let start = Instant::now();
+    CostCurve::measure(SIZES, REPETITIONS, || start.elapsed(), |nodes| passes.run(nodes))
+}
+
+/// Verification passes over trees of any size behind a filled cache, as a round makes them; nothing is committed.
+pub(crate) struct TreePasses<'m> {
+    model: &'m dyn Model,
+    cache: KvCache,
+    hidden: Hidden,
+    logits: Vec<f32>,
+}
+
+impl<'m> TreePasses<'m> {
+    /// Fills a cache with `depth` tokens, and leaves room for trees of `max_nodes`.
+    ///
+    /// # Errors
+    /// If a pass fails.
+    pub(crate) fn new(model: &'m dyn Model, depth: usize, max_nodes: usize) -> Result<Self, DecodeError> {
+        let mut cache = model.new_cache(depth + max_nodes);
+        let mut hidden = Hidden::new();
+        if depth > 0 {
+            let tree = TokenTree::chain(&some_tokens(depth, model.config().vocab_size));
+            model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::None }], &mut hidden)?;
+            cache.commit(&tree.path(tree.last()));
+        }
+        Ok(Self { model, cache, hidden, logits: Vec::new() })
+    }
+
+    /// One pass over a tree of `nodes` nodes, with logits of all of them.
+    ///
+    /// # Errors
+    /// If the pass fails.
+    pub(crate) fn run(&mut self, nodes: usize) -> Result<(), DecodeError> {
+        let tree = some_tree(nodes, self.model.config().vocab_size);
+        let mut rows = [Row { tree: &tree, cache: &mut self.cache, outputs: Outputs::All }];
+        self.model.forward(&mut rows, &mut self.hidden)?;
+        self.logits.clear();
+        self.model.logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
+        Ok(())
+    }
+}
+
+/// A tree in which every node has two children: neither a chain nor a star.
+fn some_tree(nodes: usize, vocab_size: usize) -> TokenTree {
+    let tokens = some_tokens(nodes, vocab_size);
+    let mut tree = TokenTree::root(tokens[0]);
+    for (index, &token) in tokens.iter().enumerate().skip(1) {
+        tree.push(NodeId((index as u32 - 1) / 2), token);
+    }
+    tree
+}
+
+/// Tokens from all over the vocabulary, the same each time.
+pub(crate) fn some_tokens(len: usize, vocab_size: usize) -> Vec<TokenId> {
+    (0..len).map(|index| (index.wrapping_mul(7919).wrapping_add(13) % vocab_size) as TokenId).collect()
+}
+
+/// What the system calls this processor.
+fn cpu_name() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("model name")).and_then(|line| line.split_once(':'));
+    line.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use forestream_decode::testing::FakeModel;
+
+    use super::*;
+
+    fn key(threads: usize) -> CostCurveKey {
+        CostCurveKey {
+            version: VERSION,
+            program: "0".to_owned(),
+            cpu: "a processor".to_owned(),
+            isa: "generic".to_owned(),
+            threads,
+            model: "0123456789abcdef0123456789abcdef".to_owned(),
+            format: "as stored".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_curve_is_measured_once_and_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let model = FakeModel::new(50, 1.0);
+        let first = load_or_measure(&model, &key(1), Some(directory.path())).unwrap();
+        let again = load_or_measure(&model, &key(1), Some(directory.path())).unwrap();
+        assert_eq!(first, again, "two measurements never agree to the last bit");
+        assert_eq!(first.max_nodes(), 32);
+    }
+
+    #[test]
+    fn a_curve_of_another_machine_or_version_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let curve = CostCurve::new(&[(1, 1.0), (2, 1.5)]).unwrap();
+        store(&key(1), &curve, directory.path()).unwrap();
+        assert_eq!(load(&key(1), directory.path()), Some(curve));
+        for other in [
+            key(2),
+            CostCurveKey { cpu: "another".to_owned(), ..key(1) },
+            CostCurveKey { version: VERSION + 1, ..key(1) },
+            CostCurveKey { model: "0123456789abcdefX".to_owned(), ..key(1) },
+        ] {
+            assert_eq!(load(&other, directory.path()), None, "{other:?}");
+        }
+        fs::write(directory.path().join(key(1).file_name()), "{").unwrap();
+        assert_eq!(load(&key(1), directory.path()), None);
+    }
+}

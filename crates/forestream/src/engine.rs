@@ -1,0 +1,191 @@
+//! A model that is ready to answer: weights, tokenizer, chat template and what its authors suggest.
+//!
+//! Owns the way from a path to a running model. Must not know the command line, or where models come from.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use forestream_decode::{Budget, CostCurve, SamplingSettings};
+use forestream_model::architectures::GenerationDefaults;
+use forestream_model::{Checkpoint, CpuModel, DecoderConfig, Format, Isa, KvCache, LoadOptions, Model};
+use forestream_text::{ChatTemplate, Tokenizer};
+
+use crate::cost_curve::{self, CostCurveKey};
+use crate::vocabulary::tokenizer_of;
+use crate::{Error, Session};
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// Threads; `None` takes one for each core.
+    pub threads: Option<usize>,
+    /// Tokens of context; `None` takes what the model was trained for.
+    pub ctx_size: Option<usize>,
+    /// The instruction set of the kernels; `None` takes the fastest. Never changes a token.
+    pub isa: Option<Isa>,
+    /// Stores float weights in this format.
+    pub quantize: Option<Format>,
+    /// Where measured cost curves are kept; `None` measures them again each time.
+    pub cost_curve_directory: Option<PathBuf>,
+}
+
+/// A model that is ready to answer.
+pub struct Engine {
+    model: Arc<dyn Model>,
+    tokenizer: Tokenizer,
+    defaults: GenerationDefaults,
+    name: String,
+    load_options: LoadOptions,
+    ctx_size: usize,
+    cost_curve_key: CostCurveKey,
+    cost_curve_directory: Option<PathBuf>,
+    cost_curve: OnceLock<CostCurve>,
+}
+
+impl Engine {
+    /// Loads the model at `path`: a GGUF file or a Hugging Face directory.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged or not supported, or has no tokenizer.
+    pub fn open(path: &Path, options: &EngineOptions) -> Result<Self, Error> {
+        let checkpoint = Checkpoint::open(path)?;
+        let trained = checkpoint.config().max_position_embeddings;
+        let ctx_size = options.ctx_size.unwrap_or(trained);
+        if ctx_size > trained {
+            return Err(Error::ContextTooLong { asked: ctx_size, trained });
+        }
+        let tokenizer = tokenizer_of(checkpoint.contents())?;
+        let checkpoint = match options.quantize {
+            Some(format) => checkpoint.quantized(format)?,
+            None => checkpoint,
+        };
+        let usual = LoadOptions::default();
+        let num_threads = options.threads.unwrap_or(usual.num_threads);
+        let load_options = LoadOptions { num_threads, isa: options.isa.unwrap_or(usual.isa) };
+        let model = CpuModel::load(&checkpoint, load_options)?;
+        Ok(Self {
+            model: Arc::new(model),
+            tokenizer,
+            defaults: checkpoint.generation_defaults().clone(),
+            name: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+            load_options,
+            ctx_size,
+            cost_curve_key: CostCurveKey::new(&checkpoint, options.quantize, load_options),
+            cost_curve_directory: options.cost_curve_directory.clone(),
+            cost_curve: OnceLock::new(),
+        })
+    }
+
+    /// A conversation with an empty cache.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// The name of the model's file, for reports.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.load_options.num_threads
+    }
+
+    /// The name of the instruction set in use.
+    pub fn isa(&self) -> &'static str {
+        self.load_options.isa.name()
+    }
+
+    /// The most tokens of prompt and answer together.
+    pub fn ctx_size(&self) -> usize {
+        self.ctx_size
+    }
+
+    /// Sizes and switches of the model.
+    pub fn config(&self) -> &DecoderConfig {
+        self.model.config()
+    }
+
+    /// The model itself.
+    pub fn model(&self) -> &dyn Model {
+        self.model.as_ref()
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// An empty cache for one text.
+    pub fn new_cache(&self) -> KvCache {
+        self.model.new_cache(self.ctx_size)
+    }
+
+    /// The model's own chat template, if it has one.
+    ///
+    /// # Errors
+    /// A template that is not valid.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, Error> {
+        match self.tokenizer.chat_template() {
+            Ok(template) => Ok(Some(template)),
+            Err(forestream_text::TextError::NoChatTemplate) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Tokens after which the model has nothing more to say.
+    pub fn stop_tokens(&self) -> Vec<u32> {
+        let mut tokens: Vec<u32> = self.tokenizer.end_of_generation().iter().copied().collect();
+        tokens.extend(
+            self.defaults.eos_token_ids.iter().filter(|token| !self.tokenizer.end_of_generation().contains(token)),
+        );
+        tokens
+    }
+
+    /// What the model's authors suggest, else the usual settings of local chat; with a random seed.
+    pub fn default_sampling(&self) -> SamplingSettings {
+        const TEMPERATURE: f64 = 0.8;
+        const TOP_K: u64 = 40;
+        const TOP_P: f64 = 0.95;
+        const MIN_P: f32 = 0.05;
+        SamplingSettings {
+            temperature: self.defaults.temperature.unwrap_or(TEMPERATURE) as f32,
+            top_k: Some(self.defaults.top_k.unwrap_or(TOP_K) as usize).filter(|&k| k > 0),
+            top_p: self.defaults.top_p.unwrap_or(TOP_P) as f32,
+            min_p: MIN_P,
+            seed: random_seed(),
+            ..SamplingSettings::default()
+        }
+    }
+
+    /// The budget that picks, each round, what pays on this machine. Measured at first use, and kept.
+    ///
+    /// # Errors
+    /// If a pass of the measurement fails.
+    pub fn auto_budget(&self) -> Result<Budget, Error> {
+        if let Some(curve) = self.cost_curve.get() {
+            return Ok(Budget::Auto(curve.clone()));
+        }
+        let curve =
+            cost_curve::load_or_measure(self.model(), &self.cost_curve_key, self.cost_curve_directory.as_deref())?;
+        Ok(Budget::Auto(self.cost_curve.get_or_init(|| curve).clone()))
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Engine")
+            .field("name", &self.name)
+            .field("threads", &self.threads())
+            .field("ctx_size", &self.ctx_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A seed from the operating system's randomness, small enough to be typed again.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish() & u64::from(u32::MAX)
+}

@@ -1,0 +1,44 @@
+//! Errors of the facade: what can go wrong between a model's name and its answer.
+
+use std::path::PathBuf;
+
+use forestream_decode::DecodeError;
+use forestream_model::ModelError;
+use forestream_text::TextError;
+
+use crate::pull::PullError;
+
+/// Errors of the facade.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model could not be found or fetched.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// The model's file is damaged, or cannot be run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tokenizer or the chat template failed.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The prompt or a setting cannot be used, or a pass failed.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The model's file brings no tokenizer.
+    #[error("{path} has no tokenizer: {remedy}")]
+    NoTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A context that the model cannot have.
+    #[error(
+        "the context of {asked} tokens is longer than the {trained} that the model was trained for; lower --ctx-size"
+    )]
+    ContextTooLong {
+        /// What was asked for.
+        asked: usize,
+        /// What the model was trained for.
+        trained: usize,
+    },
+}

@@ -1,0 +1,141 @@
+//! What is known about an answer when it has ended, in the field names that other tools read.
+//!
+//! `timings` has llama.cpp's names, `speculative` vLLM's; `docs/cli.md` defines each field.
+
+use forestream_decode::{Stats, Timings};
+use forestream_model::TokenId;
+use serde::Serialize;
+
+/// A report on one answer.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The model's name.
+    pub model: String,
+    /// The generated tokens, a stop token included.
+    pub token_ids: Vec<TokenId>,
+    /// The generated text.
+    pub text: String,
+    /// `stop`, `length`, or `abort` where the user ended it.
+    pub finish_reason: String,
+    /// The seed of the draws.
+    pub seed: u64,
+    /// Counts of tokens.
+    pub usage: Usage,
+    /// Times and speeds.
+    pub timings: ReportTimings,
+    /// What drafting achieved.
+    pub speculative: Speculative,
+}
+
+/// Counts of tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer, a stop token included.
+    pub completion_tokens: usize,
+    /// Both.
+    pub total_tokens: usize,
+}
+
+/// Times and speeds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ReportTimings {
+    /// Prompt tokens that were in the cache already.
+    pub cache_n: usize,
+    /// Prompt tokens that were computed.
+    pub prompt_n: usize,
+    /// Milliseconds until the first token.
+    pub prompt_ms: f64,
+    /// Milliseconds for each computed prompt token.
+    pub prompt_per_token_ms: f64,
+    /// Prompt tokens per second.
+    pub prompt_per_second: f64,
+    /// Generated tokens, the one that the prompt's pass gives included.
+    pub predicted_n: usize,
+    /// Milliseconds of all rounds after the prompt.
+    pub predicted_ms: f64,
+    /// Milliseconds for each token that the rounds gave.
+    pub predicted_per_token_ms: f64,
+    /// Tokens per second of the rounds.
+    pub predicted_per_second: f64,
+    /// Draft tokens that were verified.
+    pub draft_n: usize,
+    /// Draft tokens that were accepted.
+    pub draft_n_accepted: usize,
+    /// Rounds that verified a draft or a root alone.
+    pub draft_rounds: usize,
+}
+
+/// What drafting achieved.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Speculative {
+    /// The strategies, comma separated.
+    pub strategy: String,
+    /// Passes after the prompt.
+    pub rounds: usize,
+    /// Emitted tokens per round; 1 means no help.
+    pub mean_acceptance_length: f64,
+    /// At index `j`: rounds that accepted exactly `j` draft tokens.
+    pub acceptance_histogram: Vec<usize>,
+    /// Accepted draft tokens per verified one.
+    pub draft_acceptance_rate: f64,
+}
+
+impl Report {
+    /// The part of a report that follows from counts and times.
+    pub(crate) fn measured(stats: &Stats, timings: Timings) -> Self {
+        let prompt_n = stats.prompt_tokens - stats.reused_tokens;
+        let prompt_ms = timings.prefill.as_secs_f64() * 1e3;
+        let predicted_ms = timings.decode.as_secs_f64() * 1e3;
+        let by_rounds = stats.completion_tokens - stats.prefill_emitted;
+        Self {
+            usage: Usage { prompt_tokens: stats.prompt_tokens, ..Usage::default() },
+            timings: ReportTimings {
+                cache_n: stats.reused_tokens,
+                prompt_n,
+                prompt_ms,
+                prompt_per_token_ms: ratio(prompt_ms, prompt_n as f64),
+                prompt_per_second: ratio(prompt_n as f64, prompt_ms / 1e3),
+                predicted_n: stats.completion_tokens,
+                predicted_ms,
+                predicted_per_token_ms: ratio(predicted_ms, by_rounds as f64),
+                predicted_per_second: ratio(by_rounds as f64, predicted_ms / 1e3),
+                draft_n: stats.drafted,
+                draft_n_accepted: stats.accepted,
+                draft_rounds: stats.rounds,
+            },
+            speculative: Speculative {
+                rounds: stats.rounds,
+                mean_acceptance_length: stats.mean_acceptance_length(),
+                acceptance_histogram: stats.acceptance_histogram.clone(),
+                draft_acceptance_rate: stats.acceptance_rate(),
+                ..Speculative::default()
+            },
+            ..Self::default()
+        }
+    }
+
+    /// One line for people.
+    pub fn summary(&self) -> String {
+        let timings = &self.timings;
+        let cached = if timings.cache_n > 0 { format!(" ({} cached)", timings.cache_n) } else { String::new() };
+        format!(
+            "prompt {} tokens{cached} at {:.0}/s | answer {} tokens at {:.1}/s | {}: {} rounds, {:.2} tokens each | {} | seed {}",
+            self.usage.prompt_tokens,
+            timings.prompt_per_second,
+            self.usage.completion_tokens,
+            timings.predicted_per_second,
+            self.speculative.strategy,
+            self.speculative.rounds,
+            self.speculative.mean_acceptance_length,
+            self.finish_reason,
+            self.seed,
+        )
+    }
+}
+
+/// A ratio that is 0 where nothing was counted.
+pub(crate) fn ratio(numerator: f64, denominator: f64) -> f64 {
+    if denominator > 0.0 { numerator / denominator } else { 0.0 }
+}

@@ -1,0 +1,248 @@
+//! One conversation: a cache that is kept between answers, so that a prompt with a known beginning starts after it.
+
+use std::time::SystemTime;
+
+use forestream_decode::strategies::{self, Resources};
+use forestream_decode::{Budget, FinishReason, Generation, SamplingSettings, Sequence, SequenceOptions};
+use forestream_model::{KvCache, TokenId};
+use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Detokenizer, Message, ParseSpecial, StopStrings};
+use serde_json::{Map, Value};
+
+use crate::report::Report;
+use crate::{Engine, Error};
+
+/// What is asked of an answer.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// How tokens are drawn.
+    pub sampling: SamplingSettings,
+    /// Most tokens; `None` goes on until the model stops or the context is full.
+    pub max_tokens: Option<usize>,
+    /// Texts at which the answer ends; they are not part of it.
+    pub stop: Vec<String>,
+    /// Whether the model's own stop tokens end the answer.
+    pub at_stop_token: AtStopToken,
+    /// Strategies that draft, by name, comma separated.
+    pub strategy: String,
+    /// The longest draft; `None` leaves it to the budget.
+    pub max_draft_depth: Option<usize>,
+    /// Nodes that a pass verifies; `None` picks each round what pays.
+    pub budget: Option<usize>,
+}
+
+/// What a stop token of the model does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtStopToken {
+    /// It ends the answer.
+    #[default]
+    Stop,
+    /// It is a token like any other.
+    GoOn,
+}
+
+impl GenerateOptions {
+    /// The usual options with the sampling settings of a model, see [`Engine::default_sampling`].
+    pub fn new(sampling: SamplingSettings) -> Self {
+        Self {
+            sampling,
+            max_tokens: None,
+            stop: Vec::new(),
+            at_stop_token: AtStopToken::Stop,
+            strategy: "ngram".to_owned(),
+            max_draft_depth: None,
+            budget: None,
+        }
+    }
+}
+
+/// One conversation with a model.
+pub struct Session<'e> {
+    engine: &'e Engine,
+    cache: Option<KvCache>,
+}
+
+impl<'e> Session<'e> {
+    pub(crate) fn new(engine: &'e Engine) -> Self {
+        Self { engine, cache: None }
+    }
+
+    /// The tokens of plain text, as a base model reads it; the token that starts a text stands for an empty one.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the text.
+    pub fn plain_prompt(&self, text: &str) -> Result<Vec<TokenId>, Error> {
+        let tokenizer = self.engine.tokenizer();
+        let mut tokens = tokenizer.encode(text, AddSpecial::AsConfigured, ParseSpecial::Yes)?;
+        if tokens.is_empty() {
+            tokens.extend(tokenizer.bos());
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens of a conversation, asking for the assistant's next turn.
+    ///
+    /// # Errors
+    /// If the template refuses the conversation.
+    pub fn chat_prompt(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+        variables: Option<&Map<String, Value>>,
+    ) -> Result<Vec<TokenId>, Error> {
+        let inputs = ChatInputs { extra: variables, now: SystemTime::now(), ..ChatInputs::new(messages) };
+        let text = template.render(&inputs)?;
+        Ok(self.engine.tokenizer().encode(&text, AddSpecial::Never, ParseSpecial::Yes)?)
+    }
+
+    /// Starts an answer to a prompt of tokens. What the cache has of the prompt is not computed again.
+    ///
+    /// # Errors
+    /// A prompt that is empty or too long, or options out of range.
+    pub fn generate(&mut self, prompt: &[TokenId], options: &GenerateOptions) -> Result<Answer<'_>, Error> {
+        let engine = self.engine;
+        let drafter = strategies::build(&options.strategy, &Resources::default())?;
+        let stops = StopStrings::new(options.stop.clone())?;
+        let budget = match options.budget {
+            _ if options.strategy == "none" => Budget::Fixed(1),
+            Some(nodes) => Budget::Fixed(nodes),
+            None => engine.auto_budget()?,
+        };
+        let stop_tokens = match options.at_stop_token {
+            AtStopToken::Stop => engine.stop_tokens(),
+            AtStopToken::GoOn => Vec::new(),
+        };
+        let sequence_options = SequenceOptions {
+            sampling: options.sampling.clone(),
+            max_tokens: options.max_tokens.unwrap_or(usize::MAX),
+            stop_tokens,
+            max_draft_depth: options.max_draft_depth.unwrap_or(usize::MAX),
+            ..SequenceOptions::default()
+        };
+        let cache = self.cache.take().unwrap_or_else(|| engine.new_cache());
+        let sequence = Sequence::new(engine.config(), prompt, cache, drafter, sequence_options)?;
+        Ok(Answer {
+            generation: Some(Generation::new(engine.model(), sequence, budget)),
+            detokenizer: engine.tokenizer().detokenizer_after(prompt),
+            kept_cache: &mut self.cache,
+            stops,
+            token_ids: Vec::new(),
+            text: String::new(),
+            end: None,
+            model: engine.name(),
+            strategy: options.strategy.clone(),
+            seed: options.sampling.seed,
+        })
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The model's stop token, or the limit.
+    Finished(FinishReason),
+    /// A stop string.
+    StopString,
+}
+
+/// An answer in the making: an iterator of pieces of text. Dropping it keeps the cache for the next answer.
+pub struct Answer<'s> {
+    /// Taken when the answer is dropped.
+    generation: Option<Generation<'s>>,
+    detokenizer: Detokenizer,
+    stops: StopStrings,
+    token_ids: Vec<TokenId>,
+    text: String,
+    end: Option<End>,
+    kept_cache: &'s mut Option<KvCache>,
+    model: &'s str,
+    strategy: String,
+    seed: u64,
+}
+
+impl Answer<'_> {
+    /// The tokens so far.
+    pub fn token_ids(&self) -> &[TokenId] {
+        &self.token_ids
+    }
+
+    /// The text so far.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Ends the answer, complete or not, and reports on it.
+    pub fn finish(mut self) -> Report {
+        let finish_reason = match self.end {
+            Some(End::Finished(reason)) => reason.as_str(),
+            Some(End::StopString) => FinishReason::Stop.as_str(),
+            None => "abort",
+        };
+        let measured = self.generation.as_ref();
+        let measured = measured.map(|generation| Report::measured(generation.stats(), generation.timings()));
+        let mut report = measured.unwrap_or_default();
+        report.usage.completion_tokens = self.token_ids.len();
+        report.usage.total_tokens = report.usage.prompt_tokens + self.token_ids.len();
+        report.speculative.strategy = std::mem::take(&mut self.strategy);
+        Report {
+            model: self.model.to_owned(),
+            token_ids: std::mem::take(&mut self.token_ids),
+            text: std::mem::take(&mut self.text),
+            finish_reason: finish_reason.to_owned(),
+            seed: self.seed,
+            ..report
+        }
+    }
+
+    /// The text of the next token; `None` where it completes no character, or may begin a stop string.
+    fn next_piece(&mut self) -> Option<Result<String, Error>> {
+        if self.end.is_some() {
+            return None;
+        }
+        let generation = self.generation.as_mut()?;
+        let token = match generation.next() {
+            Some(Ok(token)) => token,
+            Some(Err(error)) => return Some(Err(error.into())),
+            None => {
+                self.end = generation.finish_reason().map(End::Finished);
+                return Some(Ok(self.last_piece()));
+            }
+        };
+        self.token_ids.push(token.id);
+        if token.is_stop {
+            return Some(Ok(String::new()));
+        }
+        let piece = match self.detokenizer.push(token.id) {
+            Ok(piece) => piece,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let scanned = self.stops.push(&piece);
+        if scanned.stop.is_some() {
+            self.end = Some(End::StopString);
+        }
+        Some(Ok(scanned.text))
+    }
+
+    /// What was held back when the tokens ended.
+    fn last_piece(&mut self) -> String {
+        let scanned = self.stops.push(&self.detokenizer.finish());
+        scanned.text + &self.stops.finish()
+    }
+}
+
+impl Iterator for Answer<'_> {
+    type Item = Result<String, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.next_piece()?;
+        if let Ok(piece) = &piece {
+            self.text.push_str(piece);
+        }
+        Some(piece)
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        *self.kept_cache = self.generation.take().map(Generation::into_cache);
+    }
+}
