@@ -3,7 +3,10 @@
 
 use forestream_decode::strategies::{self, Resources};
 use forestream_decode::testing::FakeModel;
-use forestream_decode::{Budget, CostCurve, Drafter, Generation, SamplingSettings, Sequence, SequenceOptions, Stats};
+use forestream_decode::{
+    Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, Generation, SamplingSettings, Sequence,
+    SequenceOptions, Stats,
+};
 use forestream_model::{Model, TokenId};
 
 pub(crate) const CAPACITY: usize = 256;
@@ -77,4 +80,24 @@ pub(crate) fn assert_counts(stats: &Stats, num_emitted: usize) {
     assert_eq!(accepted, stats.accepted);
     assert_eq!(stats.accepted_per_position().iter().sum::<usize>(), stats.accepted);
     assert!(stats.accepted <= stats.drafted);
+}
+
+/// Drafts what plain decoding will say, as one chain: every draft token within the limits is accepted.
+pub(crate) struct Oracle {
+    /// Prompt and answer.
+    pub(crate) text: Vec<TokenId>,
+}
+
+impl Drafter for Oracle {
+    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+        for &token in self.text[request.context.len()..].iter().take(request.limits.max_nodes - 1) {
+            draft.push(draft.tree().last(), token, 0.9);
+        }
+        Ok(())
+    }
+}
+
+/// A drafter that knows the answer to `prompt`.
+pub(crate) fn oracle(prompt: &[TokenId], answer: &[TokenId]) -> Box<dyn Drafter> {
+    Box::new(Oracle { text: [prompt, answer].concat() })
 }
