@@ -5,6 +5,11 @@ use crate::packed::layout::BLOCK_INPUTS;
 use crate::shared_slice::SharedSlice;
 use crate::simd::{Isa, LANES, Simd, dispatch};
 
+/// The integers of a block; aligned, so that kernels may read them in any unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(32))]
+pub(crate) struct QuantBlock(pub(crate) [i8; BLOCK_INPUTS]);
+
 /// Rows of inputs, `[rows, width]`, reused between passes.
 ///
 /// The integer form of a block of 32 is `round(x * 127 / max|x|)`, its scale `max|x| / 127`.
@@ -13,7 +18,8 @@ pub struct Activations {
     rows: usize,
     width: usize,
     values: Vec<f32>,
-    quants: Vec<i8>,
+    /// `[rows, width / 32]` blocks.
+    quants: Vec<QuantBlock>,
     /// `[rows, width / 32]`.
     scales: Vec<f32>,
     /// Sums of 16 quants, `[rows, width / 16]`.
@@ -71,7 +77,7 @@ impl Activations {
                     // SAFETY: as above, for the other slices.
                     let to = unsafe {
                         QuantizedRow {
-                            quants: quants.part(row * width..(row + 1) * width),
+                            quants: quants.part(block_range.clone()),
                             scales: scales.part(block_range.clone()),
                             sums: sums.part(row * blocks * 2..(row + 1) * blocks * 2),
                             scaled_sums: scaled_sums.part(block_range),
@@ -90,7 +96,7 @@ impl Activations {
         let len = rows * width;
         self.values.resize(len, 0.0);
         if self.is_quantized {
-            self.quants.resize(len, 0);
+            self.quants.resize(len / BLOCK_INPUTS, QuantBlock([0; BLOCK_INPUTS]));
             self.scales.resize(len / BLOCK_INPUTS, 0.0);
             self.sums.resize(len / 16, 0);
             self.scaled_sums.resize(len / BLOCK_INPUTS, 0.0);
@@ -105,7 +111,7 @@ impl Activations {
         assert!(self.is_quantized, "rows of {} elements have no integer form", self.width);
         let blocks = self.width / BLOCK_INPUTS;
         Quantized {
-            quants: &self.quants[row * self.width..(row + 1) * self.width],
+            quants: &self.quants[row * blocks..(row + 1) * blocks],
             scales: &self.scales[row * blocks..(row + 1) * blocks],
             sums: &self.sums[row * blocks * 2..(row + 1) * blocks * 2],
             scaled_sums: &self.scaled_sums[row * blocks..(row + 1) * blocks],
@@ -121,14 +127,14 @@ impl Activations {
 /// A row in integer form, to read.
 #[derive(Clone, Copy)]
 pub(crate) struct Quantized<'a> {
-    pub(crate) quants: &'a [i8],
+    pub(crate) quants: &'a [QuantBlock],
     pub(crate) scales: &'a [f32],
     pub(crate) sums: &'a [i32],
     pub(crate) scaled_sums: &'a [f32],
 }
 
 struct QuantizedRow<'a> {
-    quants: &'a mut [i8],
+    quants: &'a mut [QuantBlock],
     scales: &'a mut [f32],
     sums: &'a mut [i32],
     scaled_sums: &'a mut [f32],
@@ -137,11 +143,11 @@ struct QuantizedRow<'a> {
 #[inline(always)]
 #[expect(clippy::needless_pass_by_value, reason = "the holder of the four slices is made for this call")]
 unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
-    let blocks = values.chunks_exact(BLOCK_INPUTS).zip(to.quants.chunks_exact_mut(BLOCK_INPUTS));
-    for (index, (values, quants)) in blocks.enumerate() {
+    let blocks = values.chunks_exact(BLOCK_INPUTS).zip(to.quants.iter_mut());
+    for (index, (values, QuantBlock(quants))) in blocks.enumerate() {
         // SAFETY: called through `dispatch!`; both slices hold 32 elements.
         unsafe {
-            let (low, high) = (S::load(values), S::load(&values[LANES..]));
+            let (low, high) = (S::load(values.as_ptr()), S::load(values[LANES..].as_ptr()));
             let largest = S::to_array(S::max(S::abs(low), S::abs(high))).into_iter().fold(0.0, f32::max);
             let scale = largest / 127.0;
             let inverse = S::splat(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
@@ -179,9 +185,10 @@ mod tests {
             assert_eq!((&rows.scales, &rows.scaled_sums), (&reference.scales, &reference.scaled_sums));
         }
         assert_eq!(reference.scales[3..6], [0.0; 3]); // row 1 is all zero
-        for (i, (quant, value)) in reference.quants.iter().zip(&reference.values).enumerate() {
+        for (i, (quant, value)) in reference.quants.iter().flat_map(|block| block.0).zip(&reference.values).enumerate()
+        {
             let scale = reference.scales[i / BLOCK_INPUTS];
-            let error = (f32::from(*quant) * scale - value).abs();
+            let error = (f32::from(quant) * scale - value).abs();
             assert!(error <= 0.500_01 * scale, "{quant} * {scale} for {value}");
         }
     }

@@ -137,7 +137,7 @@ unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, ou
 unsafe fn widen<S: Simd>(from: &[f16], to: &mut [f32]) {
     for (from, to) in from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES)) {
         // SAFETY: called through `dispatch!`; chunks hold 16 elements.
-        unsafe { S::store(S::load_f16(from), to) };
+        unsafe { S::store(S::load_f16(from.as_ptr()), to.as_mut_ptr()) };
     }
 }
 
@@ -175,7 +175,7 @@ unsafe fn score_block<S: Simd, const N: usize>(keys: &[f32], queries: [&[f32]; N
     unsafe {
         let mut sums = [[S::splat(0.0); 2]; N];
         for (channel, keys) in keys.chunks_exact(BLOCK_SLOTS).enumerate() {
-            let (low, high) = (S::load(keys), S::load(&keys[LANES..]));
+            let (low, high) = (S::load(keys.as_ptr()), S::load(keys[LANES..].as_ptr()));
             for (sums, query) in sums.iter_mut().zip(&queries) {
                 let x = S::splat(query[channel]);
                 sums[0] = S::fma(x, low, sums[0]);
@@ -183,8 +183,8 @@ unsafe fn score_block<S: Simd, const N: usize>(keys: &[f32], queries: [&[f32]; N
             }
         }
         for (sums, scores) in sums.iter().zip(scores) {
-            S::store(sums[0], scores);
-            S::store(sums[1], &mut scores[LANES..]);
+            S::store(sums[0], scores.as_mut_ptr());
+            S::store(sums[1], scores[LANES..].as_mut_ptr());
         }
     }
 }
@@ -199,18 +199,18 @@ unsafe fn softmax_numerators<S: Simd>(scores: &mut [f32]) -> f32 {
         let mut sum = S::splat(0.0);
         let mut chunks = scores.chunks_exact_mut(LANES);
         for chunk in &mut chunks {
-            let numerator = exp::<S>(S::sub(S::load(chunk), shift));
-            S::store(numerator, chunk);
+            let numerator = exp::<S>(S::sub(S::load(chunk.as_ptr()), shift));
+            S::store(numerator, chunk.as_mut_ptr());
             sum = S::add(sum, numerator);
         }
         let tail = chunks.into_remainder();
         if !tail.is_empty() {
             let mut lanes = [largest; LANES];
             lanes[..tail.len()].copy_from_slice(tail);
-            let mut numerators = S::to_array(exp::<S>(S::sub(S::load(&lanes), shift)));
+            let mut numerators = S::to_array(exp::<S>(S::sub(S::load(lanes.as_ptr()), shift)));
             numerators[tail.len()..].fill(0.0);
             tail.copy_from_slice(&numerators[..tail.len()]);
-            sum = S::add(sum, S::load(&numerators));
+            sum = S::add(sum, S::load(numerators.as_ptr()));
         }
         fold_sum(S::to_array(sum))
     }
@@ -269,16 +269,19 @@ unsafe fn add_values<S: Simd>(values: &[f32], weights: &[f32], row: &mut [f32]) 
 unsafe fn add_channels<S: Simd, const N: usize>(values: &[f32], stride: usize, weights: &[f32], row: &mut [f32]) {
     // SAFETY: as the caller's; every vector lies within `stride` channels of a row.
     unsafe {
-        let mut sums: [S::F32; N] = std::array::from_fn(|i| S::load(&row[i * LANES..]));
+        let mut sums = [S::splat(0.0); N];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = S::load(row[i * LANES..].as_ptr());
+        }
         for (index, &weight) in weights.iter().enumerate() {
             let weight = S::splat(weight);
             let values = &values[index * stride..];
             for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = S::fma(weight, S::load(&values[i * LANES..]), *sum);
+                *sum = S::fma(weight, S::load(values[i * LANES..].as_ptr()), *sum);
             }
         }
         for (i, sum) in sums.into_iter().enumerate() {
-            S::store(sum, &mut row[i * LANES..]);
+            S::store(sum, row[i * LANES..].as_mut_ptr());
         }
     }
 }

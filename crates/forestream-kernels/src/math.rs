@@ -49,7 +49,7 @@ mod tests {
     unsafe fn apply<S: Simd>(values: &mut [f32]) {
         for chunk in values.chunks_exact_mut(LANES) {
             // SAFETY: called through `dispatch!`.
-            unsafe { S::store(exp::<S>(S::load(chunk)), chunk) };
+            unsafe { S::store(exp::<S>(S::load(chunk.as_ptr())), chunk.as_mut_ptr()) };
         }
     }
 

@@ -59,7 +59,7 @@ unsafe fn load_padded<S: Simd>(from: &[f32]) -> S::F32 {
     let mut lanes = [0.0; LANES];
     lanes[..from.len()].copy_from_slice(from);
     // SAFETY: as for `Simd`; 16 elements.
-    unsafe { S::load(&lanes) }
+    unsafe { S::load(lanes.as_ptr()) }
 }
 
 #[inline(always)]
@@ -70,7 +70,7 @@ unsafe fn inverse_rms<S: Simd>(row: &[f32], epsilon: f32) -> f32 {
         let chunks = row.chunks_exact(LANES);
         let tail = chunks.remainder();
         for chunk in chunks {
-            let x = S::load(chunk);
+            let x = S::load(chunk.as_ptr());
             sum = S::fma(x, x, sum);
         }
         if !tail.is_empty() {
@@ -122,7 +122,7 @@ unsafe fn gated<S: Simd>(gate: &[f32], up: &[f32], to: &mut [f32]) {
         // SAFETY: called through `dispatch!`; whole chunks hold 16 elements.
         unsafe {
             if to.len() == LANES {
-                S::store(S::mul(silu::<S>(S::load(gate)), S::load(up)), to);
+                S::store(S::mul(silu::<S>(S::load(gate.as_ptr())), S::load(up.as_ptr())), to.as_mut_ptr());
             } else {
                 let lanes = S::mul(silu::<S>(load_padded::<S>(gate)), load_padded::<S>(up));
                 to.copy_from_slice(&S::to_array(lanes)[..to.len()]);

@@ -10,7 +10,8 @@
 use std::arch::x86_64::*;
 
 use super::dot::Dot;
-use crate::packed::layout::{STEP_BYTES, STEP_INPUTS, STEPS, Scheme, Width};
+use crate::activations::QuantBlock;
+use crate::packed::layout::{STEP_BYTES, STEPS, Scheme, Width};
 use crate::simd::Avx2;
 
 /// Bytes of a register, half of a step.
@@ -22,16 +23,21 @@ const HALF_STEPS: usize = STEPS / 2;
 type Pair = (__m256i, __m256i);
 
 #[inline(always)]
-unsafe fn load(bytes: &[u8], offset: usize) -> __m256i {
-    debug_assert!(offset + REGISTER <= bytes.len());
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().add(offset).cast()) }
+unsafe fn load(bytes: *const u8, offset: usize) -> __m256i {
+    unsafe { _mm256_loadu_si256(bytes.add(offset).cast()) }
 }
 
 /// Four activations of a step in every lane.
 #[inline(always)]
-unsafe fn broadcast(row: &[i8], step: usize) -> __m256i {
-    debug_assert!((step + 1) * STEP_INPUTS <= row.len());
-    unsafe { _mm256_set1_epi32(row.as_ptr().add(step * STEP_INPUTS).cast::<i32>().read_unaligned()) }
+unsafe fn broadcast(row: *const QuantBlock, step: usize) -> __m256i {
+    // The form with floats reads memory and broadcasts in one operation of the load unit.
+    unsafe { _mm256_castps_si256(_mm256_broadcast_ss(&*row.cast::<f32>().add(step))) }
+}
+
+/// A loop bound that the compiler does not see through: unrolled, the loops below would spill all their operands.
+#[inline(always)]
+fn rolled(steps: usize) -> usize {
+    std::hint::black_box(steps)
 }
 
 /// The low nibbles of all bytes.
@@ -60,12 +66,15 @@ unsafe fn add_products(sum: __m256i, quants: __m256i, activations: __m256i) -> _
 
 /// 4-bit quants: both register halves share a broadcast.
 #[inline(always)]
-unsafe fn dot_four<const TWO_HALVES: bool, const N: usize>(quants: &[u8], rows: [&[i8]; N]) -> [[Pair; 2]; N] {
+unsafe fn dot_four<const TWO_HALVES: bool, const N: usize>(
+    quants: *const u8,
+    rows: [*const QuantBlock; N],
+) -> [[Pair; 2]; N] {
     unsafe {
         let zero = _mm256_setzero_si256();
         let mut low = [(zero, zero); N];
         let mut high = [(zero, zero); N];
-        for step in 0..HALF_STEPS {
+        for step in 0..rolled(HALF_STEPS) {
             let first = load(quants, step * STEP_BYTES);
             let second = load(quants, step * STEP_BYTES + REGISTER);
             let (first_low, second_low) = (low_nibbles(first), low_nibbles(second));
@@ -80,17 +89,22 @@ unsafe fn dot_four<const TWO_HALVES: bool, const N: usize>(quants: &[u8], rows: 
                 sum.1 = add_products(sum.1, second_high, activations);
             }
         }
-        std::array::from_fn(|i| [low[i], high[i]].map(|sums| (widen(sums.0, 1), widen(sums.1, 1))))
+        let mut dots = [[(zero, zero); 2]; N];
+        for i in 0..N {
+            dots[i][0] = (widen(low[i].0, 1), widen(low[i].1, 1));
+            dots[i][1] = (widen(high[i].0, 1), widen(high[i].1, 1));
+        }
+        dots
     }
 }
 
 /// 8-bit quants as `16 * high nibble + low nibble`; one register half at a time, or the sums would not fit.
 #[inline(always)]
-unsafe fn dot_eight<const N: usize>(quants: &[u8], rows: [&[i8]; N], offset: usize) -> [__m256i; N] {
+unsafe fn dot_eight<const N: usize>(quants: *const u8, rows: [*const QuantBlock; N], offset: usize) -> [__m256i; N] {
     unsafe {
         let mut low = [_mm256_setzero_si256(); N];
         let mut high = [_mm256_setzero_si256(); N];
-        for step in 0..STEPS {
+        for step in 0..rolled(STEPS) {
             let bytes = load(quants, step * STEP_BYTES + offset);
             let (low_quants, high_quants) = (low_nibbles(bytes), high_nibbles(bytes));
             for i in 0..N {
@@ -99,30 +113,42 @@ unsafe fn dot_eight<const N: usize>(quants: &[u8], rows: [&[i8]; N], offset: usi
                 high[i] = add_products(high[i], high_quants, activations);
             }
         }
-        std::array::from_fn(|i| _mm256_add_epi32(widen(low[i], 1), widen(high[i], 16)))
+        for i in 0..N {
+            low[i] = _mm256_add_epi32(widen(low[i], 1), widen(high[i], 16));
+        }
+        low
+    }
+}
+
+/// The 6-bit quants of one step of one half of a block: nibbles of the low plane, two bits of the high plane.
+#[inline(always)]
+unsafe fn six_bits(low_plane: __m256i, high_plane: __m256i, half: usize, step: usize) -> __m256i {
+    unsafe {
+        let low = if half == 0 { low_nibbles(low_plane) } else { high_nibbles(low_plane) };
+        let high = match step {
+            0 => _mm256_slli_epi16::<4>(high_plane),
+            1 => _mm256_slli_epi16::<2>(high_plane),
+            2 => high_plane,
+            _ => _mm256_srli_epi16::<2>(high_plane),
+        };
+        _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
     }
 }
 
 /// 6-bit quants of one half of a block (4 steps), one register half at a time.
 #[inline(always)]
-unsafe fn dot_six<const N: usize>(quants: &[u8], rows: [&[i8]; N], half: usize, offset: usize) -> [__m256i; N] {
+unsafe fn dot_six<const N: usize>(
+    quants: *const u8,
+    rows: [*const QuantBlock; N],
+    half: usize,
+    offset: usize,
+) -> [__m256i; N] {
     unsafe {
-        let high_bits = load(quants, (HALF_STEPS + half) * STEP_BYTES + offset);
-        let high_mask = _mm256_set1_epi8(0x30);
-        let quants_of = |step: usize| {
-            let low = load(quants, step * STEP_BYTES + offset);
-            let low = if half == 0 { low_nibbles(low) } else { high_nibbles(low) };
-            let high = match step {
-                0 => _mm256_slli_epi16::<4>(high_bits),
-                1 => _mm256_slli_epi16::<2>(high_bits),
-                2 => high_bits,
-                _ => _mm256_srli_epi16::<2>(high_bits),
-            };
-            _mm256_or_si256(low, _mm256_and_si256(high, high_mask))
-        };
+        let high_plane = load(quants, (HALF_STEPS + half) * STEP_BYTES + offset);
         let mut sums = [_mm256_setzero_si256(); N];
         for step in [0, 2] {
-            let (first, second) = (quants_of(step), quants_of(step + 1));
+            let first = six_bits(load(quants, step * STEP_BYTES + offset), high_plane, half, step);
+            let second = six_bits(load(quants, (step + 1) * STEP_BYTES + offset), high_plane, half, step + 1);
             for i in 0..N {
                 let products = _mm256_maddubs_epi16(first, broadcast(rows[i], half * HALF_STEPS + step));
                 let products = add_products(products, second, broadcast(rows[i], half * HALF_STEPS + step + 1));
@@ -149,18 +175,16 @@ impl Dot for Avx2 {
         unsafe { (_mm256_cvtepi32_ps(a.0), _mm256_cvtepi32_ps(a.1)) }
     }
     #[inline(always)]
-    unsafe fn load_u8(from: &[u8]) -> Self::F32 {
-        debug_assert!(from.len() >= 16);
+    unsafe fn load_u8(from: *const u8) -> Self::F32 {
         unsafe {
-            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let bytes = _mm_loadu_si128(from.cast());
             Self::to_f32((_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))))
         }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: &[u8]) -> Self::F32 {
-        debug_assert!(from.len() >= 16);
+    unsafe fn load_i8(from: *const u8) -> Self::F32 {
         unsafe {
-            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let bytes = _mm_loadu_si128(from.cast());
             Self::to_f32((_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))))
         }
     }
@@ -170,31 +194,36 @@ impl Dot for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn dot_block<S: Scheme, const N: usize>(quants: &[u8], rows: [&[i8]; N]) -> [[Pair; 2]; N] {
+    unsafe fn dot_block<S: Scheme, const N: usize>(quants: *const u8, rows: [*const QuantBlock; N]) -> [[Pair; 2]; N] {
+        // Plain loops: a closure would be compiled without the features of the function around it.
         unsafe {
             match (S::WIDTH, S::NUM_HALVES) {
-                (Width::Four, 2) => dot_four::<true, N>(quants, rows),
-                (Width::Four, _) => dot_four::<false, N>(quants, rows),
-                (Width::Eight, _) => {
-                    let (first, second) = (dot_eight(quants, rows, 0), dot_eight(quants, rows, REGISTER));
-                    std::array::from_fn(|i| [(first[i], second[i]); 2])
+                (Width::Four, 2) => return dot_four::<true, N>(quants, rows),
+                (Width::Four, _) => return dot_four::<false, N>(quants, rows),
+                _ => {}
+            }
+            let zero = _mm256_setzero_si256();
+            let mut dots = [[(zero, zero); 2]; N];
+            if S::WIDTH == Width::Eight {
+                let (first, second) = (dot_eight(quants, rows, 0), dot_eight(quants, rows, REGISTER));
+                for i in 0..N {
+                    dots[i][0] = (first[i], second[i]);
                 }
-                (Width::Six, num_halves) => {
-                    let lanes = |half: usize| {
-                        let first = dot_six(quants, rows, half, 0);
-                        let second = dot_six(quants, rows, half, REGISTER);
-                        std::array::from_fn::<Pair, N, _>(|i| (first[i], second[i]))
-                    };
-                    let (low, high) = (lanes(0), lanes(1));
-                    std::array::from_fn(|i| {
-                        if num_halves == 2 {
-                            return [low[i], high[i]];
-                        }
-                        let sum = (_mm256_add_epi32(low[i].0, high[i].0), _mm256_add_epi32(low[i].1, high[i].1));
-                        [sum, sum]
-                    })
+                return dots;
+            }
+            for half in 0..2 {
+                let (first, second) = (dot_six(quants, rows, half, 0), dot_six(quants, rows, half, REGISTER));
+                for i in 0..N {
+                    dots[i][half] = (first[i], second[i]);
                 }
             }
+            if S::NUM_HALVES == 1 {
+                for dots in &mut dots {
+                    let [low, high] = *dots;
+                    dots[0] = (_mm256_add_epi32(low.0, high.0), _mm256_add_epi32(low.1, high.1));
+                }
+            }
+            dots
         }
     }
 }

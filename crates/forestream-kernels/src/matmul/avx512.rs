@@ -6,28 +6,27 @@
 use std::arch::x86_64::*;
 
 use super::dot::Dot;
-use crate::packed::layout::{STEP_BYTES, STEP_INPUTS, STEPS, Scheme, Width};
+use crate::activations::QuantBlock;
+use crate::packed::layout::{STEP_BYTES, STEPS, Scheme, Width};
 use crate::simd::Avx512;
 
 /// Steps that share their bytes with others in 4-bit planes.
 const HALF_STEPS: usize = STEPS / 2;
 
 #[inline(always)]
-unsafe fn load(bytes: &[u8], offset: usize) -> __m512i {
-    debug_assert!(offset + STEP_BYTES <= bytes.len());
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().add(offset).cast()) }
+unsafe fn load(bytes: *const u8, offset: usize) -> __m512i {
+    unsafe { _mm512_loadu_si512(bytes.add(offset).cast()) }
 }
 
 /// Four activations of a step in every lane.
 #[inline(always)]
-unsafe fn broadcast(row: &[i8], step: usize) -> __m512i {
-    debug_assert!((step + 1) * STEP_INPUTS <= row.len());
-    unsafe { _mm512_set1_epi32(row.as_ptr().add(step * STEP_INPUTS).cast::<i32>().read_unaligned()) }
+unsafe fn broadcast(row: *const QuantBlock, step: usize) -> __m512i {
+    unsafe { _mm512_set1_epi32(*row.cast::<i32>().add(step)) }
 }
 
 /// The quants of steps `step` and `step + 4`, one byte each.
 #[inline(always)]
-unsafe fn two_steps<S: Scheme>(quants: &[u8], step: usize) -> [__m512i; 2] {
+unsafe fn two_steps<S: Scheme>(quants: *const u8, step: usize) -> [__m512i; 2] {
     unsafe {
         if S::WIDTH == Width::Eight {
             return [load(quants, step * STEP_BYTES), load(quants, (step + HALF_STEPS) * STEP_BYTES)];
@@ -39,17 +38,22 @@ unsafe fn two_steps<S: Scheme>(quants: &[u8], step: usize) -> [__m512i; 2] {
         if S::WIDTH == Width::Four {
             return [low, high];
         }
-        let with_high_bits = |nibbles, half: usize| {
-            let plane = load(quants, (HALF_STEPS + half) * STEP_BYTES);
-            let bits = match step {
-                0 => _mm512_slli_epi16::<4>(plane),
-                1 => _mm512_slli_epi16::<2>(plane),
-                2 => plane,
-                _ => _mm512_srli_epi16::<2>(plane),
-            };
-            _mm512_or_si512(nibbles, _mm512_and_si512(bits, _mm512_set1_epi8(0x30)))
+        [with_high_bits(low, quants, 0, step), with_high_bits(high, quants, 1, step)]
+    }
+}
+
+/// Adds the two high bits of 6-bit quants to the nibbles of one step of one half.
+#[inline(always)]
+unsafe fn with_high_bits(nibbles: __m512i, quants: *const u8, half: usize, step: usize) -> __m512i {
+    unsafe {
+        let plane = load(quants, (HALF_STEPS + half) * STEP_BYTES);
+        let bits = match step {
+            0 => _mm512_slli_epi16::<4>(plane),
+            1 => _mm512_slli_epi16::<2>(plane),
+            2 => plane,
+            _ => _mm512_srli_epi16::<2>(plane),
         };
-        [with_high_bits(low, 0), with_high_bits(high, 1)]
+        _mm512_or_si512(nibbles, _mm512_and_si512(bits, _mm512_set1_epi8(0x30)))
     }
 }
 
@@ -69,14 +73,12 @@ impl Dot for Avx512 {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
     #[inline(always)]
-    unsafe fn load_u8(from: &[u8]) -> Self::F32 {
-        debug_assert!(from.len() >= 16);
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    unsafe fn load_u8(from: *const u8) -> Self::F32 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
-    unsafe fn load_i8(from: &[u8]) -> Self::F32 {
-        debug_assert!(from.len() >= 16);
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    unsafe fn load_i8(from: *const u8) -> Self::F32 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
@@ -84,7 +86,10 @@ impl Dot for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn dot_block<S: Scheme, const N: usize>(quants: &[u8], rows: [&[i8]; N]) -> [[__m512i; 2]; N] {
+    unsafe fn dot_block<S: Scheme, const N: usize>(
+        quants: *const u8,
+        rows: [*const QuantBlock; N],
+    ) -> [[__m512i; 2]; N] {
         unsafe {
             // Two chains per row hide the latency of `vpdpbusd`; with one scale per block they are added at the end.
             let mut dots = [[_mm512_setzero_si512(); 2]; N];

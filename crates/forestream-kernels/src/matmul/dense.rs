@@ -15,30 +15,65 @@ pub(crate) unsafe fn dense_tile<V: Simd, const N: usize>(
     // SAFETY: called through `dispatch!`; a tile's column holds 16 elements of the format, aligned to their size.
     unsafe {
         match format {
-            Format::F32 => multiply::<V, N, f32>(rows, tile, |column| V::load(column)),
-            Format::F16 => multiply::<V, N, f16>(rows, tile, |column| V::load_f16(column)),
-            _ => multiply::<V, N, u16>(rows, tile, |column| V::load_bf16(column)),
+            Format::F32 => multiply::<V, N, f32>(rows, tile),
+            Format::F16 => multiply::<V, N, f16>(rows, tile),
+            _ => multiply::<V, N, Bf16Bits>(rows, tile),
         }
     }
 }
 
+/// A stored weight.
+trait Element: Sized {
+    /// Reads 16 weights at `from`.
+    unsafe fn load<V: Simd>(from: *const Self) -> V::F32;
+}
+
+/// A bfloat16 number by its bits.
+struct Bf16Bits(#[expect(dead_code, reason = "read through a pointer")] u16);
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V::F32 {
+        // SAFETY: as the caller's.
+        unsafe { V::load(from) }
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V::F32 {
+        // SAFETY: as the caller's.
+        unsafe { V::load_f16(from) }
+    }
+}
+
+impl Element for Bf16Bits {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(from: *const Self) -> V::F32 {
+        // SAFETY: as the caller's.
+        unsafe { V::load_bf16(from.cast()) }
+    }
+}
+
 #[inline(always)]
-unsafe fn multiply<V: Simd, const N: usize, T>(
-    rows: [&[f32]; N],
-    tile: &[u8],
-    load: impl Fn(&[T]) -> V::F32,
-) -> [[f32; TILE_ROWS]; N] {
-    // SAFETY: called through `dispatch!`.
+unsafe fn multiply<V: Simd, const N: usize, T: Element>(rows: [&[f32]; N], tile: &[u8]) -> [[f32; TILE_ROWS]; N] {
+    let len = rows[0].len();
+    assert!(rows.iter().all(|row| row.len() == len) && tile.len() >= len * TILE_ROWS * size_of::<T>());
+    #[expect(clippy::cast_ptr_alignment, reason = "packed data starts at cache lines")]
+    let weights = tile.as_ptr().cast::<T>();
+    // SAFETY: called through `dispatch!`; lengths are asserted.
     unsafe {
         let mut sums = [V::splat(0.0); N];
-        let len = rows[0].len();
-        let columns = tile.chunks_exact(TILE_ROWS * size_of::<T>()).take(len);
-        for (index, column) in columns.enumerate() {
-            let weights = load(std::slice::from_raw_parts(column.as_ptr().cast::<T>(), TILE_ROWS));
+        for index in 0..len {
+            let column = T::load::<V>(weights.add(index * TILE_ROWS));
             for (sum, row) in sums.iter_mut().zip(&rows) {
-                *sum = V::fma(weights, V::splat(row[index]), *sum);
+                *sum = V::fma(column, V::splat(*row.get_unchecked(index)), *sum);
             }
         }
-        sums.map(|sum| V::to_array(sum))
+        let mut output = [[0.0; TILE_ROWS]; N];
+        for (output, sum) in output.iter_mut().zip(sums) {
+            V::store(sum, output.as_mut_ptr());
+        }
+        output
     }
 }

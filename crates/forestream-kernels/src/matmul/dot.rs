@@ -1,5 +1,6 @@
 //! What an instruction set must do for quantized products: exact integer dot products of a block.
 
+use crate::activations::QuantBlock;
 use crate::packed::layout::Scheme;
 use crate::simd::Simd;
 
@@ -15,15 +16,18 @@ pub(crate) trait Dot: Simd {
     unsafe fn sub_i32(a: Self::I32, b: Self::I32) -> Self::I32;
     unsafe fn to_f32(a: Self::I32) -> Self::F32;
     /// Reads 16 unsigned bytes as numbers.
-    unsafe fn load_u8(from: &[u8]) -> Self::F32;
+    unsafe fn load_u8(from: *const u8) -> Self::F32;
     /// Reads 16 signed bytes as numbers.
-    unsafe fn load_i8(from: &[u8]) -> Self::F32;
+    unsafe fn load_i8(from: *const u8) -> Self::F32;
     /// Asks for the cache line at `address` (any address).
     unsafe fn prefetch(address: *const u8);
 
     /// Dot products of a packed block with 32 activations of each of `N` rows: the sums over the block in element 0, or,
     /// for schemes with two halves, over 16 inputs each.
     ///
-    /// `quants` holds `S::QUANT_BYTES` bytes, every row at least 32 quants.
-    unsafe fn dot_block<S: Scheme, const N: usize>(quants: &[u8], rows: [&[i8]; N]) -> [[Self::I32; 2]; N];
+    /// `quants` points to `S::QUANT_BYTES` bytes.
+    unsafe fn dot_block<S: Scheme, const N: usize>(
+        quants: *const u8,
+        rows: [*const QuantBlock; N],
+    ) -> [[Self::I32; 2]; N];
 }

@@ -1,6 +1,7 @@
 //! Block dot products in plain Rust: the reference for the others.
 
 use super::dot::Dot;
+use crate::activations::QuantBlock;
 use crate::packed::layout::{BLOCK_INPUTS, STEP_BYTES, STEP_INPUTS, STEPS, Scheme, TILE_ROWS, Width};
 use crate::simd::Portable;
 
@@ -36,18 +37,25 @@ impl Dot for Portable {
         a.map(|x| x as f32)
     }
     #[inline(always)]
-    unsafe fn load_u8(from: &[u8]) -> Self::F32 {
-        std::array::from_fn(|i| f32::from(from[i]))
+    unsafe fn load_u8(from: *const u8) -> Self::F32 {
+        // SAFETY: the caller points to 16 bytes.
+        unsafe { from.cast::<[u8; TILE_ROWS]>().read() }.map(f32::from)
     }
     #[inline(always)]
-    unsafe fn load_i8(from: &[u8]) -> Self::F32 {
-        std::array::from_fn(|i| f32::from(from[i].cast_signed()))
+    unsafe fn load_i8(from: *const u8) -> Self::F32 {
+        // SAFETY: the caller points to 16 bytes.
+        unsafe { from.cast::<[i8; TILE_ROWS]>().read() }.map(f32::from)
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
 
     #[inline(always)]
-    unsafe fn dot_block<S: Scheme, const N: usize>(quants: &[u8], rows: [&[i8]; N]) -> [[Self::I32; 2]; N] {
+    unsafe fn dot_block<S: Scheme, const N: usize>(
+        quants: *const u8,
+        rows: [*const QuantBlock; N],
+    ) -> [[Self::I32; 2]; N] {
+        // SAFETY: the caller points to a packed block and to blocks of activations.
+        let (quants, rows) = unsafe { (std::slice::from_raw_parts(quants, S::QUANT_BYTES), rows.map(|row| (*row).0)) };
         let mut dots = [[[0; TILE_ROWS]; 2]; N];
         for step in 0..BLOCK_INPUTS / STEP_INPUTS {
             let bytes = unpack_step(S::WIDTH, quants, step);

@@ -64,8 +64,8 @@ fn reference(format: Format, bytes: &[u8], shape: [usize; 2], input: &Activation
     for row in 0..input.rows() {
         let x: Vec<f64> = if format.is_quantized() {
             let quantized = input.quantized(row);
-            let value = |(i, q): (usize, &i8)| f64::from(*q) * f64::from(quantized.scales[i / 32]);
-            quantized.quants.iter().enumerate().map(value).collect()
+            let value = |(i, q): (usize, i8)| f64::from(q) * f64::from(quantized.scales[i / 32]);
+            quantized.quants.iter().flat_map(|block| block.0).enumerate().map(value).collect()
         } else {
             input.row(row).iter().map(|&x| f64::from(x)).collect()
         };

@@ -16,9 +16,12 @@ pub(crate) fn quantized_tile<S: Scheme, const N: usize>(
     rows: [Quantized<'_>; N],
     tile: &[u8],
 ) -> [[f32; TILE_ROWS]; N] {
+    let num_blocks = rows[0].scales.len();
+    assert!(tile.len() >= num_blocks / S::GROUP_BLOCKS * S::GROUP_BYTES, "a tile over {num_blocks} blocks");
+    assert!(rows.iter().all(|row| row.scales.len() == num_blocks), "rows of one length");
     dispatch!(
         isa,
-        multiply [S: Scheme, const N: usize] [S, N] (rows: [Quantized<'_>; N] = rows, tile: &[u8] = tile)
+        multiply [S: Scheme, const N: usize] [S, N] (rows: [Quantized<'_>; N] = rows, tile: *const u8 = tile.as_ptr())
             -> [[f32; TILE_ROWS]; N]
     )
 }
@@ -29,70 +32,67 @@ struct BlockScales<V> {
     mins: [V; 2],
 }
 
+/// The caller has checked that `tile` covers all blocks of `rows`.
 #[inline(always)]
-unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(rows: [Quantized<'_>; N], tile: &[u8]) -> [[f32; TILE_ROWS]; N] {
-    // SAFETY: called through `dispatch!`.
+unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(
+    rows: [Quantized<'_>; N],
+    tile: *const u8,
+) -> [[f32; TILE_ROWS]; N] {
+    // SAFETY: called through `dispatch!`; pointers stay within the tile and the rows.
     unsafe {
         let mut sums = [V::splat(0.0); N];
-        let num_blocks = rows[0].scales.len();
-        for first_block in (0..num_blocks).step_by(S::GROUP_BLOCKS) {
-            let group = &tile[first_block / S::GROUP_BLOCKS * S::GROUP_BYTES..][..S::GROUP_BYTES];
-            let (header, blocks) = group.split_at(S::HEADER_BYTES);
-            for (offset, block) in blocks.chunks_exact(S::BLOCK_BYTES).enumerate() {
+        let num_groups = rows[0].scales.len() / S::GROUP_BLOCKS;
+        for group_index in 0..num_groups {
+            let header = tile.add(group_index * S::GROUP_BYTES);
+            for offset in 0..S::GROUP_BLOCKS {
+                let index = group_index * S::GROUP_BLOCKS + offset;
+                let block = header.add(S::HEADER_BYTES + offset * S::BLOCK_BYTES);
                 let mut line = 0;
                 while line < S::BLOCK_BYTES {
-                    V::prefetch(block.as_ptr().wrapping_add(PREFETCH_BYTES + line));
+                    V::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
                     line += 64;
                 }
-                let index = first_block + offset;
-                let (quants, packed_scales) = block.split_at(S::QUANT_BYTES);
-                let dots = V::dot_block::<S, N>(quants, quants_at(&rows, index));
-                let scales = read_scales::<V, S>(header, packed_scales);
-                for ((sum, dots), row) in sums.iter_mut().zip(dots).zip(&rows) {
-                    *sum = add_block::<V, S>(*sum, dots, &scales, row, index);
+                let mut inputs = [std::ptr::null(); N];
+                for i in 0..N {
+                    inputs[i] = rows[i].quants.as_ptr().add(index);
+                }
+                let dots = V::dot_block::<S, N>(block, inputs);
+                let scales = read_scales::<V, S>(header, block.add(S::QUANT_BYTES));
+                for i in 0..N {
+                    sums[i] = add_block::<V, S>(sums[i], dots[i], &scales, &rows[i], index);
                 }
             }
         }
-        sums.map(|sum| V::to_array(sum))
+        let mut output = [[0.0; TILE_ROWS]; N];
+        for i in 0..N {
+            V::store(sums[i], output[i].as_mut_ptr());
+        }
+        output
     }
 }
 
 #[inline(always)]
-fn quants_at<'a, const N: usize>(rows: &[Quantized<'a>; N], block_index: usize) -> [&'a [i8]; N] {
-    std::array::from_fn(|i| &rows[i].quants[block_index * BLOCK_INPUTS..][..BLOCK_INPUTS])
-}
-
-/// Reads 16 half-precision numbers that lie in bytes.
-#[inline(always)]
-unsafe fn halves<V: Dot>(bytes: &[u8]) -> V::F32 {
-    debug_assert!(bytes.len() >= HALVES_BYTES);
-    #[expect(clippy::cast_ptr_alignment, reason = "packed data starts at cache lines and all its parts are even")]
-    let halves = bytes.as_ptr().cast::<f16>();
-    // SAFETY: 32 bytes are 16 halves.
-    unsafe { V::load_f16(std::slice::from_raw_parts(halves, TILE_ROWS)) }
-}
-
-#[inline(always)]
-unsafe fn read_scales<V: Dot, S: Scheme>(header: &[u8], packed: &[u8]) -> BlockScales<V::F32> {
-    // SAFETY: called through `dispatch!`; the layout gives the lengths.
+#[expect(clippy::cast_ptr_alignment, reason = "packed data starts at cache lines and all its parts are even")]
+unsafe fn read_scales<V: Dot, S: Scheme>(header: *const u8, packed: *const u8) -> BlockScales<V::F32> {
+    // SAFETY: called through `dispatch!`; the layout says what lies where.
     unsafe {
         let mut scales = [V::splat(0.0); 2];
         let mut mins = [V::splat(0.0); 2];
         if S::GRANULARITY == Granularity::Block {
-            scales[0] = halves::<V>(packed);
+            scales[0] = V::load_f16(packed.cast::<f16>());
             if S::HAS_MIN {
-                mins[0] = halves::<V>(&packed[HALVES_BYTES..]);
+                mins[0] = V::load_f16(packed.add(HALVES_BYTES).cast::<f16>());
             }
             return BlockScales { scales, mins };
         }
-        let block_scale = halves::<V>(header);
+        let block_scale = V::load_f16(header.cast::<f16>());
         for half in 0..S::NUM_HALVES {
-            scales[half] = V::mul(block_scale, V::load_i8(&packed[half * TILE_ROWS..]));
+            scales[half] = V::mul(block_scale, V::load_i8(packed.add(half * TILE_ROWS)));
         }
         if S::HAS_MIN {
-            let block_min = V::sub(V::splat(0.0), halves::<V>(&header[HALVES_BYTES..]));
+            let block_min = V::sub(V::splat(0.0), V::load_f16(header.add(HALVES_BYTES).cast::<f16>()));
             for half in 0..S::NUM_HALVES {
-                mins[half] = V::mul(block_min, V::load_u8(&packed[S::SCALE_BYTES + half * TILE_ROWS..]));
+                mins[half] = V::mul(block_min, V::load_u8(packed.add(S::SCALE_BYTES + half * TILE_ROWS)));
             }
         }
         BlockScales { scales, mins }
@@ -108,26 +108,31 @@ unsafe fn add_block<V: Dot, S: Scheme>(
     row: &Quantized<'_>,
     index: usize,
 ) -> V::F32 {
-    let activation_scale = row.scales[index];
-    for (half, mut dot) in dots.into_iter().enumerate().take(S::NUM_HALVES) {
-        // SAFETY: called through `dispatch!`.
-        unsafe {
-            let quant_sum = if S::NUM_HALVES == 2 {
-                row.sums[2 * index + half]
-            } else {
-                row.sums[2 * index] + row.sums[2 * index + 1]
+    // SAFETY: called through `dispatch!`; `index` is a block of the row.
+    unsafe {
+        let activation_scale = *row.scales.get_unchecked(index);
+        for half in 0..S::NUM_HALVES {
+            let quant_sum = || {
+                let first = *row.sums.get_unchecked(2 * index + half);
+                if S::NUM_HALVES == 2 { first } else { first + *row.sums.get_unchecked(2 * index + 1) }
             };
+            let mut dot = dots[half];
             if S::ZERO_POINT != 0 {
-                dot = V::sub_i32(dot, V::splat_i32(S::ZERO_POINT * quant_sum));
+                dot = V::sub_i32(dot, V::splat_i32(S::ZERO_POINT * quant_sum()));
             }
             let scale = V::mul(scales.scales[half], V::splat(activation_scale));
             sum = V::fma(scale, V::to_f32(dot), sum);
             if S::HAS_MIN {
-                let scaled_sum =
-                    if S::NUM_HALVES == 2 { activation_scale * quant_sum as f32 } else { row.scaled_sums[index] };
+                let scaled_sum = if S::NUM_HALVES == 2 {
+                    activation_scale * quant_sum() as f32
+                } else {
+                    *row.scaled_sums.get_unchecked(index)
+                };
                 sum = V::fma(scales.mins[half], V::splat(scaled_sum), sum);
             }
         }
     }
     sum
 }
+
+const _: () = assert!(BLOCK_INPUTS == size_of::<crate::activations::QuantBlock>());

@@ -37,31 +37,27 @@ mod lanes {
             unsafe { (_mm256_set1_ps(value), _mm256_set1_ps(value)) }
         }
         #[inline(always)]
-        unsafe fn load(from: &[f32]) -> Pair {
-            debug_assert!(from.len() >= LANES);
-            unsafe { (_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))) }
+        unsafe fn load(from: *const f32) -> Pair {
+            unsafe { (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
         }
         #[inline(always)]
-        unsafe fn load_f16(from: &[f16]) -> Pair {
-            debug_assert!(from.len() >= LANES);
+        unsafe fn load_f16(from: *const f16) -> Pair {
             let widen = |from: *const f16| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) };
-            unsafe { (widen(from.as_ptr()), widen(from.as_ptr().add(8))) }
+            unsafe { (widen(from), widen(from.add(8))) }
         }
         #[inline(always)]
-        unsafe fn load_bf16(from: &[u16]) -> Pair {
-            debug_assert!(from.len() >= LANES);
+        unsafe fn load_bf16(from: *const u16) -> Pair {
             let widen = |from: *const u16| unsafe {
                 let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
             };
-            unsafe { (widen(from.as_ptr()), widen(from.as_ptr().add(8))) }
+            unsafe { (widen(from), widen(from.add(8))) }
         }
         #[inline(always)]
-        unsafe fn store(value: Pair, to: &mut [f32]) {
-            debug_assert!(to.len() >= LANES);
+        unsafe fn store(value: Pair, to: *mut f32) {
             unsafe {
-                _mm256_storeu_ps(to.as_mut_ptr(), value.0);
-                _mm256_storeu_ps(to.as_mut_ptr().add(8), value.1);
+                _mm256_storeu_ps(to, value.0);
+                _mm256_storeu_ps(to.add(8), value.1);
             }
         }
         #[inline(always)]

@@ -40,27 +40,23 @@ mod lanes {
             unsafe { _mm512_set1_ps(value) }
         }
         #[inline(always)]
-        unsafe fn load(from: &[f32]) -> __m512 {
-            debug_assert!(from.len() >= LANES);
-            unsafe { _mm512_loadu_ps(from.as_ptr()) }
+        unsafe fn load(from: *const f32) -> __m512 {
+            unsafe { _mm512_loadu_ps(from) }
         }
         #[inline(always)]
-        unsafe fn load_f16(from: &[f16]) -> __m512 {
-            debug_assert!(from.len() >= LANES);
-            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+        unsafe fn load_f16(from: *const f16) -> __m512 {
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
         }
         #[inline(always)]
-        unsafe fn load_bf16(from: &[u16]) -> __m512 {
-            debug_assert!(from.len() >= LANES);
+        unsafe fn load_bf16(from: *const u16) -> __m512 {
             unsafe {
-                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
             }
         }
         #[inline(always)]
-        unsafe fn store(value: __m512, to: &mut [f32]) {
-            debug_assert!(to.len() >= LANES);
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }
+        unsafe fn store(value: __m512, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, value) }
         }
         #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {

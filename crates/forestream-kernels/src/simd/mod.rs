@@ -26,13 +26,14 @@ pub(crate) trait Simd: Copy {
     type F32: Copy;
 
     unsafe fn splat(value: f32) -> Self::F32;
-    /// Reads 16 elements; `from` must hold as many.
-    unsafe fn load(from: &[f32]) -> Self::F32;
-    /// Reads 16 half-precision elements.
-    unsafe fn load_f16(from: &[f16]) -> Self::F32;
-    /// Reads 16 bfloat16 elements, given by their bits.
-    unsafe fn load_bf16(from: &[u16]) -> Self::F32;
-    unsafe fn store(value: Self::F32, to: &mut [f32]);
+    /// Reads 16 elements at `from`.
+    unsafe fn load(from: *const f32) -> Self::F32;
+    /// Reads 16 half-precision elements at `from`.
+    unsafe fn load_f16(from: *const f16) -> Self::F32;
+    /// Reads the bits of 16 bfloat16 elements at `from`.
+    unsafe fn load_bf16(from: *const u16) -> Self::F32;
+    /// Writes 16 elements at `to`.
+    unsafe fn store(value: Self::F32, to: *mut f32);
     unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32;
     unsafe fn sub(a: Self::F32, b: Self::F32) -> Self::F32;
     unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32;
@@ -52,7 +53,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn to_array(value: Self::F32) -> [f32; LANES] {
         let mut lanes = [0.0; LANES];
         // SAFETY: the caller vouches for the instruction set; the array has 16 elements.
-        unsafe { Self::store(value, &mut lanes) };
+        unsafe { Self::store(value, lanes.as_mut_ptr()) };
         lanes
     }
 }

@@ -21,20 +21,24 @@ impl Simd for Portable {
         [value; LANES]
     }
     #[inline(always)]
-    unsafe fn load(from: &[f32]) -> Self::F32 {
-        map(|i| from[i])
+    unsafe fn load(from: *const f32) -> Self::F32 {
+        // SAFETY: the caller points to 16 elements, here and below.
+        unsafe { from.cast::<[f32; LANES]>().read() }
     }
     #[inline(always)]
-    unsafe fn load_f16(from: &[f16]) -> Self::F32 {
-        map(|i| from[i].to_f32())
+    unsafe fn load_f16(from: *const f16) -> Self::F32 {
+        // SAFETY: as above.
+        unsafe { from.cast::<[f16; LANES]>().read() }.map(f16::to_f32)
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: &[u16]) -> Self::F32 {
-        map(|i| f32::from_bits(u32::from(from[i]) << 16))
+    unsafe fn load_bf16(from: *const u16) -> Self::F32 {
+        // SAFETY: as above.
+        unsafe { from.cast::<[u16; LANES]>().read() }.map(|bits| f32::from_bits(u32::from(bits) << 16))
     }
     #[inline(always)]
-    unsafe fn store(value: Self::F32, to: &mut [f32]) {
-        to[..LANES].copy_from_slice(&value);
+    unsafe fn store(value: Self::F32, to: *mut f32) {
+        // SAFETY: as above.
+        unsafe { to.cast::<[f32; LANES]>().write(value) };
     }
     #[inline(always)]
     unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32 {
