@@ -129,7 +129,8 @@ pub fn compare(
     for (index, prompt) in prompts.iter().enumerate() {
         for turn in 0..arms.len() {
             let arm = (turn + index) % arms.len(); // nobody always goes first
-            runs[arm].push(run(engine, prompt, &arms[arm])?);
+            let in_prompt = |error| Error::Prompt { number: index + 1, source: Box::new(error) };
+            runs[arm].push(run(engine, prompt, &arms[arm]).map_err(in_prompt)?);
         }
         if progress(index + 1) == KeepGoing::No {
             break;

@@ -41,4 +41,12 @@ pub enum Error {
         /// What the model was trained for.
         trained: usize,
     },
+    /// One prompt of several cannot be used.
+    #[error("prompt {number}: {source}")]
+    Prompt {
+        /// Its number, from 1.
+        number: usize,
+        /// Why.
+        source: Box<Error>,
+    },
 }

@@ -1,4 +1,25 @@
-//! The facade that an application embeds.
+//! The facade that an application embeds: a model by path or name, and answers from it.
+//!
+//! The types that matter: [`Engine`], a loaded model with its tokenizer; [`Session`], one conversation with its cache;
+//! [`Answer`], an iterator of pieces of text. [`pull`] finds models, [`compare`] and [`bench`] measure, [`inspect`]
+//! describes files. The binary is built on this and nothing else.
+//!
+//! ```
+//! use forestream::{Engine, EngineOptions, GenerateOptions};
+//! # let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+//!
+//! let engine = Engine::open(&path, &EngineOptions::default())?;
+//! let mut session = engine.session();
+//! let prompt = session.plain_prompt("Once upon a time")?;
+//! let options = GenerateOptions { max_tokens: Some(16), ..GenerateOptions::new(engine.default_sampling()) };
+//! let mut answer = session.generate(&prompt, &options)?;
+//! for piece in answer.by_ref() {
+//!     print!("{}", piece?);
+//! }
+//! let report = answer.finish();
+//! assert!(report.usage.completion_tokens <= 16);
+//! # Ok::<(), forestream::Error>(())
+//! ```
 
 mod cost_curve;
 mod engine;

