@@ -342,6 +342,8 @@ TOOLS
 {{ turn(message.role, message.content) }}
 {% if loop.previtem is defined and loop.previtem.role == message.role %}again{% endif %}
 {%- endfor -%}
+{{ messages[0] is sequence }} {{ 'text' is sequence }} {{ none is iterable }} {{ unknown is iterable }}
+{{ '\u00e9 \U0001f40c <' | tojson }} {{ '\u00e9 \U0001f40c <' | tojson(ensure_ascii=True) }}
 {{ 'x' * 3 }} {{ '%s-%d' | format('a', 3) }} {{ 7 // 2 }} {{ messages[-1].content[:4] }} {{ [1, 'a', none, true] }}
 """,
 }

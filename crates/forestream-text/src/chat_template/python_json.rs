@@ -1,4 +1,4 @@
-//! `tojson` as Hugging Face's templates know it: Python's `json.dumps` with `ensure_ascii=False`.
+//! `tojson` as Hugging Face's templates know it: Python's `json.dumps`, `ensure_ascii=False` unless told otherwise.
 //!
 //! minijinja's own filter escapes HTML characters, which changes the text that the model reads.
 
@@ -13,8 +13,7 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands keyword arguments over by value")]
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // Hugging Face's own default is `False`; other options are errors.
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    let is_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     options.assert_all_used()?;
     let mut json = Vec::new();
     let written = match indent {
@@ -26,7 +25,21 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
         }
     };
     written.map_err(|error| Error::new(ErrorKind::BadSerialization, "cannot serialize to JSON").with_source(error))?;
-    Ok(Value::from(String::from_utf8(json).expect("serde_json writes UTF-8")))
+    let json = String::from_utf8(json).expect("serde_json writes UTF-8");
+    Ok(Value::from(if is_ascii { ascii(&json) } else { json }))
+}
+
+/// Writes characters outside ASCII as `\uXXXX`, in pairs where UTF-16 needs two.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            text.push(character);
+        } else {
+            text.extend(character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    text
 }
 
 /// Python's separators on one line: `, ` and `: `.
