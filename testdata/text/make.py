@@ -5,6 +5,7 @@
     python make.py fixtures                       # everything that is committed beside this script
     python make.py corpus OUT.txt                 # 1 MB of real text found in the installed packages; not committed
     python make.py vocabulary MODEL.gguf OUT.json # the tokenizer metadata of a GGUF file as `GgufVocabulary` JSON
+    python make.py golden MODEL.gguf NAME         # `NAME/ids.json`: the ids of the sample with a real vocabulary
     python make.py ids VOCABULARY.json TEXT.txt   # the ids that Hugging Face's tokenizers give, one per line
 
 The vocabularies are trained on the sample below. The ids are Hugging Face's: `tokenizers` with the pre-tokenizer
@@ -479,6 +480,8 @@ def main(command, *arguments):
         corpus(arguments[0])
     elif command == "vocabulary":
         pathlib.Path(arguments[1]).write_text(json.dumps(read_gguf(arguments[0]), ensure_ascii=False))
+    elif command == "golden":
+        write(f"{arguments[1]}/ids.json", golden(from_vocabulary(read_gguf(arguments[0]))))
     elif command == "ids":
         vocabulary = json.loads(pathlib.Path(arguments[0]).read_text())
         with open(arguments[1], encoding="utf-8", newline="") as file:

@@ -15,6 +15,9 @@ use crate::token_table::{TokenKind, TokenTable};
 use crate::tokenizer::{Parts, Roles};
 use crate::{TextError, byte_level, sentencepiece};
 
+/// Ids may leave gaps, so one broken id could ask for all the memory; no model comes near this.
+const LARGEST_VOCABULARY: u32 = 1 << 24;
+
 /// Reads a directory into the parts of a tokenizer.
 pub(crate) fn read(directory: &Path) -> Result<Parts, TextError> {
     let path = directory.join("tokenizer.json");
@@ -121,9 +124,13 @@ fn table(engine: &Engine, path: &Path) -> Result<TokenTable, TextError> {
     let decoder = Decoder::of(engine.get_decoder(), path)?;
     let added = engine.get_added_vocabulary().get_added_tokens_decoder();
     let model = engine.get_model();
-    let largest_added = added.keys().max().map_or(0, |id| *id as usize + 1);
+    let largest = engine.get_vocab(true).into_values().max().unwrap_or(0);
+    if largest >= LARGEST_VOCABULARY {
+        let vocab_size = LARGEST_VOCABULARY as usize;
+        return Err(TextError::UnknownToken { id: largest, role: "in tokenizer.json", vocab_size });
+    }
     let mut table = TokenTable::new(decoder == Decoder::SentencePiece { strips_space: true });
-    for id in 0..vocab_size(engine).max(largest_added) as u32 {
+    for id in 0..=largest {
         if let Some(token) = added.get(&id) {
             table.push(token.content.as_bytes(), if token.special { TokenKind::Special } else { TokenKind::Added });
         } else if let Some(token) = model.id_to_token(id) {
@@ -137,11 +144,6 @@ fn table(engine: &Engine, path: &Path) -> Result<TokenTable, TextError> {
         }
     }
     Ok(table)
-}
-
-/// One more than the largest id of the model, which may leave ids out.
-fn vocab_size(engine: &Engine) -> usize {
-    engine.get_vocab(false).into_values().max().map_or(0, |id| id as usize + 1)
 }
 
 /// How tokens become bytes.
@@ -198,6 +200,7 @@ struct MergesModel {
     merges: Vec<Merge>,
     #[serde(default)]
     vocab: serde_json::Value,
+    continuing_subword_prefix: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -207,18 +210,30 @@ enum Merge {
     Line(String),
 }
 
+impl std::fmt::Display for Merge {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pair(left, right) => write!(formatter, "{left} {right}"),
+            Self::Line(line) => formatter.write_str(line),
+        }
+    }
+}
+
 /// Checks what the `tokenizers` crate would answer with a panic: a merge rule longer than every token.
 fn check_merges(file: &[u8], path: &Path) -> Result<(), TextError> {
     let parsed: MergesFile =
         serde_json::from_slice(file).map_err(|source| TextError::Json { path: path.to_owned(), source })?;
     let Some(vocab) = parsed.model.vocab.as_object() else { return Ok(()) };
+    let prefix = parsed.model.continuing_subword_prefix.unwrap_or_default();
     for (index, merge) in parsed.model.merges.iter().enumerate() {
-        let (joined, rule) = match merge {
-            Merge::Pair(left, right) => (format!("{left}{right}"), format!("{left} {right}")),
-            Merge::Line(rule) => (rule.replacen(' ', "", 1), rule.clone()),
+        let pair = match merge {
+            Merge::Pair(left, right) => Some((left.as_str(), right.as_str())),
+            Merge::Line(line) if line.starts_with("#version") => continue,
+            Merge::Line(line) => line.split_once(' '),
         };
-        if !vocab.contains_key(&joined) {
-            return Err(TextError::BadMerge { index, rule });
+        let joined = pair.and_then(|(left, right)| Some(format!("{left}{}", right.strip_prefix(&prefix)?)));
+        if !joined.is_some_and(|joined| vocab.contains_key(&joined)) {
+            return Err(TextError::BadMerge { index, rule: merge.to_string() });
         }
     }
     Ok(())

@@ -28,7 +28,7 @@ pub enum SpecialTokens {
 #[derive(Debug)]
 pub(crate) struct TokenTable {
     bytes: Vec<u8>,
-    ends: Vec<u32>,
+    ends: Vec<usize>,
     kinds: Vec<TokenKind>,
     strips_leading_space: bool,
 }
@@ -40,7 +40,7 @@ impl TokenTable {
 
     pub(crate) fn push(&mut self, bytes: &[u8], kind: TokenKind) {
         self.bytes.extend_from_slice(bytes);
-        self.ends.push(self.bytes.len() as u32);
+        self.ends.push(self.bytes.len());
         self.kinds.push(kind);
     }
 
@@ -51,8 +51,8 @@ impl TokenTable {
     /// The bytes of a token; `None` outside the vocabulary.
     pub(crate) fn bytes(&self, id: u32) -> Option<&[u8]> {
         let id = id as usize;
-        let end = *self.ends.get(id)? as usize;
-        let start = id.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        let end = *self.ends.get(id)?;
+        let start = id.checked_sub(1).map_or(0, |before| self.ends[before]);
         Some(&self.bytes[start..end])
     }
 

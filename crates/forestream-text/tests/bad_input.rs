@@ -66,6 +66,17 @@ fn broken_directories_are_refused() {
             vec![("tokenizer.json", byte_level.replace(r#"["a","b"]"#, r#"["ab","ab"]"#))],
             "merge rule 0, \"ab ab\", does not join two tokens",
         ),
+        (
+            vec![(
+                "tokenizer.json",
+                byte_level.replace(r#""type":"BPE""#, r###""type":"BPE","continuing_subword_prefix":"##""###),
+            )],
+            "merge rule 0, \"a b\", does not join two tokens",
+        ),
+        (
+            vec![("tokenizer.json", byte_level.replace(r#""ab":2"#, r#""ab":2,"c":4000000000"#))],
+            "token id 4000000000 (in tokenizer.json) is outside",
+        ),
         (vec![("tokenizer.json", full("null"))], "decoder `none` is not supported"),
         (
             vec![("tokenizer.json", full(r#"{"type":"WordPiece","prefix":"","cleanup":true}"#))],

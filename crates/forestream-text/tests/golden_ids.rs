@@ -115,6 +115,13 @@ fn generated_text_keeps_its_first_space_after_a_prompt_only() {
 }
 
 #[test]
+fn threads_may_share_a_tokenizer() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Tokenizer>();
+    is_shared::<forestream_text::ChatTemplate>();
+}
+
+#[test]
 fn special_tokens_show_only_when_asked_for() {
     for (name, tokenizer) in both("qwen2") {
         let ids = tokenizer.encode("<|im_start|>a<tool><|im_end|>", AddSpecial::Never, ParseSpecial::Yes).unwrap();
