@@ -5,6 +5,7 @@
 //! alone, through one canonical order of operations that every instruction set follows.
 #![expect(unsafe_code, reason = "vector intrinsics and disjoint writes from several threads")]
 #![expect(clippy::inline_always, reason = "lanes must be compiled into the function that enables their features")]
+#![expect(clippy::needless_range_loop, reason = "rows and halves run through several arrays at once")]
 
 mod activations;
 mod attention;

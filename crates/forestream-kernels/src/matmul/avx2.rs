@@ -120,22 +120,8 @@ unsafe fn dot_eight<const N: usize>(quants: *const u8, rows: [*const QuantBlock;
     }
 }
 
-/// The 6-bit quants of one step of one half of a block: nibbles of the low plane, two bits of the high plane.
-#[inline(always)]
-unsafe fn six_bits(low_plane: __m256i, high_plane: __m256i, half: usize, step: usize) -> __m256i {
-    unsafe {
-        let low = if half == 0 { low_nibbles(low_plane) } else { high_nibbles(low_plane) };
-        let high = match step {
-            0 => _mm256_slli_epi16::<4>(high_plane),
-            1 => _mm256_slli_epi16::<2>(high_plane),
-            2 => high_plane,
-            _ => _mm256_srli_epi16::<2>(high_plane),
-        };
-        _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)))
-    }
-}
-
-/// 6-bit quants of one half of a block (4 steps), one register half at a time.
+/// 6-bit quants of one half of a block (4 steps), one register half at a time: nibbles of the low planes, and two bits
+/// for each step in one high plane.
 #[inline(always)]
 unsafe fn dot_six<const N: usize>(
     quants: *const u8,
@@ -144,14 +130,24 @@ unsafe fn dot_six<const N: usize>(
     offset: usize,
 ) -> [__m256i; N] {
     unsafe {
-        let high_plane = load(quants, (HALF_STEPS + half) * STEP_BYTES + offset);
+        let high_mask = _mm256_set1_epi8(0x30);
+        let mut high_plane = load(quants, (HALF_STEPS + half) * STEP_BYTES + offset);
         let mut sums = [_mm256_setzero_si256(); N];
-        for step in [0, 2] {
-            let first = six_bits(load(quants, step * STEP_BYTES + offset), high_plane, half, step);
-            let second = six_bits(load(quants, (step + 1) * STEP_BYTES + offset), high_plane, half, step + 1);
+        for pair in 0..rolled(HALF_STEPS / 2) {
+            let planes = [2 * pair, 2 * pair + 1].map(|step| step * STEP_BYTES + offset);
+            let (first, second) = (load(quants, planes[0]), load(quants, planes[1]));
+            let (first, second) = if half == 0 {
+                (low_nibbles(first), low_nibbles(second))
+            } else {
+                (high_nibbles(first), high_nibbles(second))
+            };
+            let first = _mm256_or_si256(first, _mm256_and_si256(_mm256_slli_epi16::<4>(high_plane), high_mask));
+            let second = _mm256_or_si256(second, _mm256_and_si256(_mm256_slli_epi16::<2>(high_plane), high_mask));
+            high_plane = _mm256_srli_epi16::<4>(high_plane);
+            let step = half * HALF_STEPS + 2 * pair;
             for i in 0..N {
-                let products = _mm256_maddubs_epi16(first, broadcast(rows[i], half * HALF_STEPS + step));
-                let products = add_products(products, second, broadcast(rows[i], half * HALF_STEPS + step + 1));
+                let products = _mm256_maddubs_epi16(first, broadcast(rows[i], step));
+                let products = add_products(products, second, broadcast(rows[i], step + 1));
                 sums[i] = _mm256_add_epi32(sums[i], widen(products, 1));
             }
         }

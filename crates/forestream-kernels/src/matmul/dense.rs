@@ -12,6 +12,9 @@ pub(crate) unsafe fn dense_tile<V: Simd, const N: usize>(
     rows: [&[f32]; N],
     tile: &[u8],
 ) -> [[f32; TILE_ROWS]; N] {
+    if const { N > V::MAX_ROWS } {
+        unreachable!("groups of rows are at most `MAX_ROWS` long"); // and so no code is made for them
+    }
     // SAFETY: called through `dispatch!`; a tile's column holds 16 elements of the format, aligned to their size.
     unsafe {
         match format {
@@ -29,7 +32,8 @@ trait Element: Sized {
 }
 
 /// A bfloat16 number by its bits.
-struct Bf16Bits(#[expect(dead_code, reason = "read through a pointer")] u16);
+#[repr(transparent)]
+struct Bf16Bits(u16);
 
 impl Element for f32 {
     #[inline(always)]
@@ -59,7 +63,6 @@ impl Element for Bf16Bits {
 unsafe fn multiply<V: Simd, const N: usize, T: Element>(rows: [&[f32]; N], tile: &[u8]) -> [[f32; TILE_ROWS]; N] {
     let len = rows[0].len();
     assert!(rows.iter().all(|row| row.len() == len) && tile.len() >= len * TILE_ROWS * size_of::<T>());
-    #[expect(clippy::cast_ptr_alignment, reason = "packed data starts at cache lines")]
     let weights = tile.as_ptr().cast::<T>();
     // SAFETY: called through `dispatch!`; lengths are asserted.
     unsafe {

@@ -109,8 +109,7 @@ fn multiply_tiles(
 
 /// How many rows to take at once, of `remaining`.
 fn group_len(isa: Isa, remaining: usize) -> usize {
-    let largest = if isa.num_registers() >= 32 { 12 } else { 4 };
-    [12, 8, 6, 4, 3, 2, 1].into_iter().find(|&len| len <= largest && len <= remaining).unwrap_or(1)
+    [12, 8, 6, 4, 3, 2, 1].into_iter().find(|&len| len <= isa.max_rows().min(remaining)).unwrap_or(1)
 }
 
 /// The sums of one tile for `N` rows of activations from `row` on.

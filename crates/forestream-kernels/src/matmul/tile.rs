@@ -38,6 +38,9 @@ unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(
     rows: [Quantized<'_>; N],
     tile: *const u8,
 ) -> [[f32; TILE_ROWS]; N] {
+    if const { N > V::MAX_ROWS } {
+        unreachable!("groups of rows are at most `MAX_ROWS` long"); // and so no code is made for them
+    }
     // SAFETY: called through `dispatch!`; pointers stay within the tile and the rows.
     unsafe {
         let mut sums = [V::splat(0.0); N];

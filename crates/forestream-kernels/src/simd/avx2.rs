@@ -32,6 +32,8 @@ mod lanes {
     impl Simd for Avx2 {
         type F32 = Pair;
 
+        const MAX_ROWS: usize = 4;
+
         #[inline(always)]
         unsafe fn splat(value: f32) -> Pair {
             unsafe { (_mm256_set1_ps(value), _mm256_set1_ps(value)) }

@@ -35,6 +35,8 @@ mod lanes {
     impl Simd for Avx512 {
         type F32 = __m512;
 
+        const MAX_ROWS: usize = 12;
+
         #[inline(always)]
         unsafe fn splat(value: f32) -> __m512 {
             unsafe { _mm512_set1_ps(value) }

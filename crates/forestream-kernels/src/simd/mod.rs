@@ -25,6 +25,9 @@ pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type F32: Copy;
 
+    /// Rows of activations that a matrix product takes at once: their sums must fit into the registers.
+    const MAX_ROWS: usize;
+
     unsafe fn splat(value: f32) -> Self::F32;
     /// Reads 16 elements at `from`.
     unsafe fn load(from: *const f32) -> Self::F32;
@@ -117,11 +120,16 @@ impl Isa {
         }
     }
 
-    /// Vector registers that a kernel may plan with.
-    pub(crate) fn num_registers(self) -> usize {
+    /// [`Simd::MAX_ROWS`] of the set.
+    pub(crate) fn max_rows(self) -> usize {
         match self.0 {
-            Kind::Avx512 => 32,
-            Kind::Portable | Kind::Avx2 => 16,
+            Kind::Portable => Portable::MAX_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => Avx2::MAX_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Avx512::MAX_ROWS,
+            #[cfg(not(target_arch = "x86_64"))]
+            Kind::Avx2 | Kind::Avx512 => unreachable!("sets of another processor"),
         }
     }
 

@@ -16,6 +16,8 @@ fn map(f: impl Fn(usize) -> f32) -> [f32; LANES] {
 impl Simd for Portable {
     type F32 = [f32; LANES];
 
+    const MAX_ROWS: usize = 4;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self::F32 {
         [value; LANES]
