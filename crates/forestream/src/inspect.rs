@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 
 use forestream_model::weights::{Checkpoint, Contents, TensorInfo};
 use forestream_model::{CacheShape, DecoderConfig, ModelError};
+use forestream_text::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::vocabulary::tokenizer_of;
 
 /// A description of a model file.
 #[derive(Clone, Debug, Serialize)]
@@ -23,6 +26,8 @@ pub struct Inspection {
     pub formats: Vec<FormatGroup>,
     /// Sizes and costs; absent where the model cannot be run.
     pub model: Option<ModelCosts>,
+    /// The tokenizer; absent where it cannot be built.
+    pub tokenizer: Option<TokenizerFacts>,
     /// Why this build cannot run the model; empty if it can.
     pub problems: Vec<String>,
     /// What the file says about itself; long values are shortened.
@@ -84,6 +89,27 @@ pub struct ModelCosts {
     pub memory_bytes: u64,
 }
 
+/// What the tokenizer knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TokenizerFacts {
+    /// One more than the largest token id.
+    pub vocab_size: usize,
+    /// Tokens that end an answer.
+    pub stop_tokens: Vec<String>,
+    /// Whether there is a chat template that works.
+    pub has_chat_template: bool,
+}
+
+impl TokenizerFacts {
+    fn of(tokenizer: &Tokenizer) -> Self {
+        Self {
+            vocab_size: tokenizer.vocab_size(),
+            stop_tokens: tokenizer.end_of_generation().iter().filter_map(|&token| tokenizer.piece(token)).collect(),
+            has_chat_template: tokenizer.chat_template().is_ok(),
+        }
+    }
+}
+
 /// Describes the model at `path`; `ctx_size` is the context to compute memory for, by default the model's own.
 ///
 /// # Errors
@@ -97,12 +123,19 @@ pub fn inspect(path: &Path, ctx_size: Option<usize>) -> Result<Inspection, Model
         num_parameters: contents.tensors().iter().map(|tensor| tensor.num_elements() as u64).sum(),
         formats: group(&contents),
         model: None,
+        tokenizer: None,
         problems: Vec::new(),
         metadata: contents.printable_metadata().into_iter().map(|(key, value)| (key, Value::String(value))).collect(),
         tensors,
     };
     match Checkpoint::from_contents(contents) {
-        Ok(checkpoint) => inspection.model = Some(ModelCosts::of(&checkpoint, ctx_size)?),
+        Ok(checkpoint) => {
+            inspection.model = Some(ModelCosts::of(&checkpoint, ctx_size)?);
+            match tokenizer_of(checkpoint.contents()) {
+                Ok(tokenizer) => inspection.tokenizer = Some(TokenizerFacts::of(&tokenizer)),
+                Err(error) => inspection.problems.push(error.to_string()),
+            }
+        }
         Err(error) => inspection.problems.push(error.to_string()),
     }
     Ok(inspection)

