@@ -80,7 +80,6 @@ impl Round {
         let is_idle = rows.is_empty();
         self.rows = recycle(rows);
         result?;
-        self.logits.clear();
         if !is_idle && self.hidden.num_rows() > 0 {
             target.logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
         }

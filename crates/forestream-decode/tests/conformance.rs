@@ -6,7 +6,7 @@ mod support;
 
 use forestream_decode::testing::FakeModel;
 use forestream_decode::{
-    Budget, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
+    Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
     SamplingSettings, Sequence, VerifiedRound,
 };
 use forestream_model::{NodeId, TokenId};
@@ -54,6 +54,18 @@ fn drafting_saves_passes() {
             assert!(ngram.accepted > 4, "sampling {index}: {ngram:?}");
         }
     }
+}
+
+#[test]
+fn drafting_stops_where_a_node_costs_a_pass() {
+    fn assert_send<T: Send>(_: &T) {}
+    let model = model();
+    let steep = CostCurve::new(&[(1, 1.0), (2, 2.0), (16, 16.0)]).unwrap();
+    let sequence = sequence(&model, &prompt(3), drafter("ngram"), options(&samplings()[0]));
+    assert_send(&sequence); // a server keeps sequences on a thread of its own
+    let mut generation = Generation::new(&model, sequence, Budget::Auto(steep));
+    assert_eq!(ids(&mut generation).len(), MAX_TOKENS);
+    assert_eq!((generation.stats().drafted, generation.stats().rounds), (0, MAX_TOKENS - 1));
 }
 
 #[test]

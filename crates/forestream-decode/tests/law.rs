@@ -16,7 +16,7 @@ const VOCAB_SIZE: usize = 5;
 const PROMPT: [TokenId; 3] = [0, 1, 2];
 /// Tokens whose joint law is compared: one from the prompt's pass, the others from drafted rounds.
 const NUM_TOKENS: usize = 3;
-const NUM_RUNS: usize = 60_000;
+const NUM_RUNS: usize = 30_000;
 /// The law of every drawn child, far from the target's.
 const DRAFT_PROBS: [f64; VOCAB_SIZE] = [0.05, 0.4, 0.3, 0.15, 0.1];
 
