@@ -17,6 +17,7 @@ pub(super) struct Mutation {
 const REJECTION: &str = "crates/forestream-decode/src/acceptance/rejection.rs";
 const SAMPLE_AND_MATCH: &str = "crates/forestream-decode/src/acceptance/sample_and_match.rs";
 const WALK: &str = "crates/forestream-decode/src/acceptance/walk.rs";
+const BATCH: &str = "crates/forestream-model/src/cpu/batch.rs";
 const KV_CACHE: &str = "crates/forestream-model/src/kv_cache.rs";
 
 pub(super) const MUTATIONS: &[Mutation] = &[
@@ -70,5 +71,19 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: KV_CACHE,
         healthy: "if node.index() != offset {",
         broken: "if node.index() < offset {",
+    },
+    Mutation {
+        name: "rows-by-offset",
+        what: "a node finds its ancestors' rows by their place in the path, not by their node",
+        file: BATCH,
+        healthy: "self.path[in_place..].iter().map(|node| (committed + node.index()) as u32)",
+        broken: "self.path[in_place..].iter().enumerate().map(|(offset, _)| (committed + in_place + offset) as u32)",
+    },
+    Mutation {
+        name: "position-by-node",
+        what: "a node is rotated to the place of its row, not to its depth",
+        file: BATCH,
+        healthy: "committed + row.tree.depth(node)",
+        broken: "committed + node.index()",
     },
 ];
