@@ -143,12 +143,17 @@ struct QuantizedRow<'a> {
 #[inline(always)]
 #[expect(clippy::needless_pass_by_value, reason = "the holder of the four slices is made for this call")]
 unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
-    let blocks = values.chunks_exact(BLOCK_INPUTS).zip(to.quants.iter_mut());
-    for (index, (values, QuantBlock(quants))) in blocks.enumerate() {
-        // SAFETY: called through `dispatch!`; both slices hold 32 elements.
+    for index in 0..to.quants.len() {
+        let quants = &mut to.quants[index].0;
+        // SAFETY: called through `dispatch!`; the row has 32 values for each block.
         unsafe {
-            let (low, high) = (S::load(values.as_ptr()), S::load(values[LANES..].as_ptr()));
-            let largest = S::to_array(S::max(S::abs(low), S::abs(high))).into_iter().fold(0.0, f32::max);
+            let from = values.as_ptr().add(index * BLOCK_INPUTS);
+            let (low, high) = (S::load(from), S::load(from.add(LANES)));
+            let lanes = S::to_array(S::max(S::abs(low), S::abs(high)));
+            let mut largest = 0.0_f32;
+            for lane in lanes {
+                largest = if lane > largest { lane } else { largest };
+            }
             let scale = largest / 127.0;
             let inverse = S::splat(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
             let low_sum = S::store_i8(S::mul(low, inverse), quants);

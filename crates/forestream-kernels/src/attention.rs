@@ -111,23 +111,26 @@ impl Attention<'_> {
 
 #[inline(always)]
 unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, output: &mut [f32]) {
-    // SAFETY: called through `dispatch!`.
+    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
+    let num_queries = job.queries.len() / head_dim;
+    // SAFETY: called through `dispatch!`; `run` has sized the buffers.
     unsafe {
         score::<S>(&job, scratch);
-        let num_slots = job.num_slots();
-        let rows = scratch.weights.chunks_exact_mut(num_slots).zip(&mut scratch.sums);
-        for (query_index, (weights, sum)) in rows.enumerate() {
-            let visible = job.visible_to(query_index);
-            for (j, &slot) in job.scattered_of(visible).iter().enumerate() {
-                weights[visible.contiguous + j] = weights[slot as usize]; // from slots to path order
+        for query in 0..num_queries {
+            let visible = job.visible_to(query);
+            let weights = &mut scratch.weights[query * num_slots..][..num_slots];
+            let scattered = job.scattered_of(visible);
+            for j in 0..scattered.len() {
+                weights[visible.contiguous + j] = weights[scattered[j] as usize]; // from slots to path order
             }
-            *sum = softmax_numerators::<S>(&mut weights[..visible.num_keys()]);
+            scratch.sums[query] = softmax_numerators::<S>(&mut weights[..visible.num_keys()]);
         }
         mix_values::<S>(&job, scratch, output);
-        for (row, sum) in output.chunks_exact_mut(job.head_dim).zip(&scratch.sums) {
-            let factor = 1.0 / sum;
-            for x in row {
-                *x *= factor;
+        for query in 0..num_queries {
+            let factor = 1.0 / scratch.sums[query];
+            let row = &mut output[query * head_dim..][..head_dim];
+            for channel in 0..head_dim {
+                row[channel] *= factor;
             }
         }
     }
@@ -135,56 +138,63 @@ unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, ou
 
 #[inline(always)]
 unsafe fn widen<S: Simd>(from: &[f16], to: &mut [f32]) {
-    for (from, to) in from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES)) {
-        // SAFETY: called through `dispatch!`; chunks hold 16 elements.
-        unsafe { S::store(S::load_f16(from.as_ptr()), to.as_mut_ptr()) };
+    assert!(from.len() == to.len() && from.len().is_multiple_of(LANES), "a block of keys or values");
+    let mut i = 0;
+    while i < from.len() {
+        // SAFETY: called through `dispatch!`; both slices hold whole vectors.
+        unsafe { S::store(S::load_f16(from.as_ptr().add(i)), to.as_mut_ptr().add(i)) };
+        i += LANES;
     }
 }
 
-/// Scores of every query against every slot, visible or not.
+/// Scores of every query against every slot up to the last one that it or its neighbour sees.
 #[inline(always)]
 unsafe fn score<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch) {
     let (head_dim, num_slots) = (job.head_dim, job.num_slots());
+    let num_queries = job.queries.len() / head_dim;
+    let AttentionScratch { weights, block, .. } = scratch;
     for block_index in 0..num_slots / BLOCK_SLOTS {
         let first_slot = block_index * BLOCK_SLOTS;
-        // SAFETY: called through `dispatch!`.
-        unsafe { widen::<S>(job.blocks.block(block_index).0, &mut scratch.block) };
-        let rows = job.queries.chunks(2 * head_dim).zip(scratch.weights.chunks_mut(2 * num_slots));
-        for (index, (queries, weights)) in rows.enumerate() {
-            let last = 2 * index + queries.len() / head_dim - 1;
-            if job.end(job.visible_to(2 * index)).max(job.end(job.visible_to(last))) <= first_slot {
-                continue;
-            }
-            let (first, second) = weights.split_at_mut(num_slots);
-            // SAFETY: as above; a block of keys is `[head_dim, 32]`.
-            unsafe {
-                if queries.len() == 2 * head_dim {
-                    let rows = [&queries[..head_dim], &queries[head_dim..]];
-                    score_block::<S, 2>(&scratch.block, rows, [&mut first[first_slot..], &mut second[first_slot..]]);
-                } else {
-                    score_block::<S, 1>(&scratch.block, [queries], [&mut first[first_slot..]]);
+        // SAFETY: called through `dispatch!`; a block of keys is `[head_dim, 32]`, and each query has a row of weights.
+        unsafe {
+            widen::<S>(job.blocks.block(block_index).0, block);
+            let mut query = 0;
+            while query < num_queries {
+                let is_pair = query + 1 < num_queries;
+                let last = query + usize::from(is_pair);
+                if job.end(job.visible_to(query)).max(job.end(job.visible_to(last))) > first_slot {
+                    let queries = job.queries.as_ptr().add(query * head_dim);
+                    let scores = weights.as_mut_ptr().add(query * num_slots + first_slot);
+                    if is_pair {
+                        score_block::<S, 2>(block, [queries, queries.add(head_dim)], [scores, scores.add(num_slots)]);
+                    } else {
+                        score_block::<S, 1>(block, [queries], [scores]);
+                    }
                 }
+                query += 2;
             }
         }
     }
 }
 
+/// Scores of `N` queries against the 32 keys of a block.
 #[inline(always)]
-unsafe fn score_block<S: Simd, const N: usize>(keys: &[f32], queries: [&[f32]; N], scores: [&mut [f32]; N]) {
+unsafe fn score_block<S: Simd, const N: usize>(keys: &[f32], queries: [*const f32; N], scores: [*mut f32; N]) {
     // SAFETY: as the caller's.
     unsafe {
         let mut sums = [[S::splat(0.0); 2]; N];
-        for (channel, keys) in keys.chunks_exact(BLOCK_SLOTS).enumerate() {
-            let (low, high) = (S::load(keys.as_ptr()), S::load(keys[LANES..].as_ptr()));
-            for (sums, query) in sums.iter_mut().zip(&queries) {
-                let x = S::splat(query[channel]);
-                sums[0] = S::fma(x, low, sums[0]);
-                sums[1] = S::fma(x, high, sums[1]);
+        for channel in 0..keys.len() / BLOCK_SLOTS {
+            let keys = keys.as_ptr().add(channel * BLOCK_SLOTS);
+            let (low, high) = (S::load(keys), S::load(keys.add(LANES)));
+            for i in 0..N {
+                let x = S::splat(*queries[i].add(channel));
+                sums[i][0] = S::fma(x, low, sums[i][0]);
+                sums[i][1] = S::fma(x, high, sums[i][1]);
             }
         }
-        for (sums, scores) in sums.iter().zip(scores) {
-            S::store(sums[0], scores.as_mut_ptr());
-            S::store(sums[1], scores[LANES..].as_mut_ptr());
+        for i in 0..N {
+            S::store(sums[i][0], scores[i]);
+            S::store(sums[i][1], scores[i].add(LANES));
         }
     }
 }
@@ -192,19 +202,30 @@ unsafe fn score_block<S: Simd, const N: usize>(keys: &[f32], queries: [&[f32]; N
 /// Replaces scores by `exp(score - largest)` and returns their sum.
 #[inline(always)]
 unsafe fn softmax_numerators<S: Simd>(scores: &mut [f32]) -> f32 {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // SAFETY: called through `dispatch!`; chunks hold 16 elements.
+    let whole = scores.len() / LANES * LANES;
+    // SAFETY: called through `dispatch!`; vectors lie within the scores.
     unsafe {
+        let mut lanes = [scores[0]; LANES];
+        lanes[..scores.len() - whole].copy_from_slice(&scores[whole..]);
+        let mut largest = S::load(lanes.as_ptr());
+        let mut i = 0;
+        while i < whole {
+            largest = S::max(largest, S::load(scores.as_ptr().add(i)));
+            i += LANES;
+        }
+        let largest = fold_max(S::to_array(largest));
         let shift = S::splat(largest);
         let mut sum = S::splat(0.0);
-        let mut chunks = scores.chunks_exact_mut(LANES);
-        for chunk in &mut chunks {
-            let numerator = exp::<S>(S::sub(S::load(chunk.as_ptr()), shift));
-            S::store(numerator, chunk.as_mut_ptr());
+        let mut i = 0;
+        while i < whole {
+            let at = scores.as_mut_ptr().add(i);
+            let numerator = exp::<S>(S::sub(S::load(at), shift));
+            S::store(numerator, at);
             sum = S::add(sum, numerator);
+            i += LANES;
         }
-        let tail = chunks.into_remainder();
-        if !tail.is_empty() {
+        if whole < scores.len() {
+            let tail = &mut scores[whole..];
             let mut lanes = [largest; LANES];
             lanes[..tail.len()].copy_from_slice(tail);
             let mut numerators = S::to_array(exp::<S>(S::sub(S::load(lanes.as_ptr()), shift)));
@@ -216,26 +237,40 @@ unsafe fn softmax_numerators<S: Simd>(scores: &mut [f32]) -> f32 {
     }
 }
 
+/// The largest lane.
+#[inline(always)]
+fn fold_max(lanes: [f32; LANES]) -> f32 {
+    let mut largest = lanes[0];
+    for i in 1..LANES {
+        largest = if lanes[i] > largest { lanes[i] } else { largest };
+    }
+    largest
+}
+
 /// Sums values, weighted, in path order: block by block, in each its contiguous slots and then its scattered ones.
 #[inline(always)]
 unsafe fn mix_values<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch, output: &mut [f32]) {
     let (head_dim, num_slots) = (job.head_dim, job.num_slots());
+    let AttentionScratch { weights, block, .. } = scratch;
     output.fill(0.0);
     for block_index in 0..num_slots / BLOCK_SLOTS {
         let first_slot = block_index * BLOCK_SLOTS;
-        // SAFETY: called through `dispatch!`.
-        unsafe { widen::<S>(job.blocks.block(block_index).1, &mut scratch.block) };
-        let rows = output.chunks_exact_mut(head_dim).zip(scratch.weights.chunks_exact(num_slots));
-        for (query_index, (row, weights)) in rows.enumerate() {
-            let visible = job.visible_to(query_index);
+        // SAFETY: called through `dispatch!`; a block of values is `[32, head_dim]`.
+        unsafe { widen::<S>(job.blocks.block(block_index).1, block) };
+        for query in 0..output.len() / head_dim {
+            let visible = job.visible_to(query);
+            let row = &mut output[query * head_dim..][..head_dim];
+            let weights = &weights[query * num_slots..][..num_slots];
             let contiguous = visible.contiguous.saturating_sub(first_slot).min(BLOCK_SLOTS);
-            // SAFETY: as above; a block of values is `[32, head_dim]`.
-            unsafe { add_values::<S>(&scratch.block, &weights[first_slot..][..contiguous], row) };
-            for (j, &slot) in job.scattered_of(visible).iter().enumerate() {
-                if let Some(lane) = (slot as usize).checked_sub(first_slot).filter(|&lane| lane < BLOCK_SLOTS) {
+            // SAFETY: as above.
+            unsafe { add_values::<S>(block, &weights[first_slot..][..contiguous], row) };
+            let scattered = job.scattered_of(visible);
+            for j in 0..scattered.len() {
+                let lane = (scattered[j] as usize).wrapping_sub(first_slot);
+                if lane < BLOCK_SLOTS {
                     let weight = &weights[visible.contiguous + j..][..1];
                     // SAFETY: as above.
-                    unsafe { add_values::<S>(&scratch.block[lane * head_dim..], weight, row) };
+                    unsafe { add_values::<S>(&block[lane * head_dim..], weight, row) };
                 }
             }
         }
@@ -246,42 +281,47 @@ unsafe fn mix_values<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratc
 #[inline(always)]
 unsafe fn add_values<S: Simd>(values: &[f32], weights: &[f32], row: &mut [f32]) {
     let head_dim = row.len();
-    let mut channel = 0;
-    while channel + 4 * LANES <= head_dim {
-        // SAFETY: as the caller's.
-        unsafe { add_channels::<S, 4>(&values[channel..], head_dim, weights, &mut row[channel..]) };
-        channel += 4 * LANES;
-    }
-    while channel + LANES <= head_dim {
-        // SAFETY: as the caller's.
-        unsafe { add_channels::<S, 1>(&values[channel..], head_dim, weights, &mut row[channel..]) };
-        channel += LANES;
-    }
-    for (channel, x) in row.iter_mut().enumerate().skip(channel) {
-        for (i, weight) in weights.iter().enumerate() {
-            *x = weight.mul_add(values[i * head_dim + channel], *x);
+    assert!(values.len() >= weights.len() * head_dim, "a value for each weight");
+    let (values, row) = (values.as_ptr(), row.as_mut_ptr());
+    // SAFETY: called through `dispatch!`; channels stay within rows of `head_dim`.
+    unsafe {
+        let mut channel = 0;
+        while channel + 4 * LANES <= head_dim {
+            add_channels::<S, 4>(values.add(channel), head_dim, weights, row.add(channel));
+            channel += 4 * LANES;
+        }
+        while channel + LANES <= head_dim {
+            add_channels::<S, 1>(values.add(channel), head_dim, weights, row.add(channel));
+            channel += LANES;
+        }
+        while channel < head_dim {
+            for i in 0..weights.len() {
+                let x = row.add(channel);
+                *x = weights[i].mul_add(*values.add(i * head_dim + channel), *x);
+            }
+            channel += 1;
         }
     }
 }
 
 /// [`add_values`] for `N` vectors of channels at once, whose sums stay in registers.
 #[inline(always)]
-unsafe fn add_channels<S: Simd, const N: usize>(values: &[f32], stride: usize, weights: &[f32], row: &mut [f32]) {
-    // SAFETY: as the caller's; every vector lies within `stride` channels of a row.
+unsafe fn add_channels<S: Simd, const N: usize>(values: *const f32, stride: usize, weights: &[f32], row: *mut f32) {
+    // SAFETY: as the caller's.
     unsafe {
         let mut sums = [S::splat(0.0); N];
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = S::load(row[i * LANES..].as_ptr());
+        for i in 0..N {
+            sums[i] = S::load(row.add(i * LANES));
         }
-        for (index, &weight) in weights.iter().enumerate() {
-            let weight = S::splat(weight);
-            let values = &values[index * stride..];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = S::fma(weight, S::load(values[i * LANES..].as_ptr()), *sum);
+        for index in 0..weights.len() {
+            let weight = S::splat(*weights.get_unchecked(index));
+            let values = values.add(index * stride);
+            for i in 0..N {
+                sums[i] = S::fma(weight, S::load(values.add(i * LANES)), sums[i]);
             }
         }
-        for (i, sum) in sums.into_iter().enumerate() {
-            S::store(sum, row[i * LANES..].as_mut_ptr());
+        for i in 0..N {
+            S::store(sums[i], row.add(i * LANES));
         }
     }
 }

@@ -19,9 +19,12 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F32) -> S::F32 {
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-LN2_HIGH), x);
         let r = S::fma(n, S::splat(-LN2_LOW), r);
+        let coefficients = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
         let mut sum = S::splat(1.0 / 5040.0);
-        for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            sum = S::fma(sum, r, S::splat(coefficient));
+        let mut i = 0;
+        while i < coefficients.len() {
+            sum = S::fma(sum, r, S::splat(coefficients[i]));
+            i += 1;
         }
         S::mul(sum, S::exp2_of_integer(n))
     }

@@ -46,11 +46,9 @@ pub fn silu_mul(isa: Isa, gate: &[f32], up: &[f32], to: &mut [f32]) {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn add_assign(row: &mut [f32], addend: &[f32]) {
+pub fn add_assign(isa: Isa, row: &mut [f32], addend: &[f32]) {
     assert_eq!(row.len(), addend.len(), "row and addend");
-    for (x, y) in row.iter_mut().zip(addend) {
-        *x += y;
-    }
+    dispatch!(isa, add(row: &mut [f32] = row, addend: &[f32] = addend));
 }
 
 /// Reads up to 16 elements; missing ones are zero.
@@ -62,19 +60,28 @@ unsafe fn load_padded<S: Simd>(from: &[f32]) -> S::F32 {
     unsafe { S::load(lanes.as_ptr()) }
 }
 
+/// Writes the first lanes, as many as `to` has elements.
+#[inline(always)]
+unsafe fn store_prefix<S: Simd>(value: S::F32, to: &mut [f32]) {
+    // SAFETY: as for `Simd`.
+    let lanes = unsafe { S::to_array(value) };
+    to.copy_from_slice(&lanes[..to.len()]);
+}
+
 #[inline(always)]
 unsafe fn inverse_rms<S: Simd>(row: &[f32], epsilon: f32) -> f32 {
-    // SAFETY: called through `dispatch!`; chunks hold 16 elements.
+    let whole = row.len() / LANES * LANES;
+    // SAFETY: called through `dispatch!`; vectors lie within the row.
     unsafe {
         let mut sum = S::splat(0.0);
-        let chunks = row.chunks_exact(LANES);
-        let tail = chunks.remainder();
-        for chunk in chunks {
-            let x = S::load(chunk.as_ptr());
+        let mut i = 0;
+        while i < whole {
+            let x = S::load(row.as_ptr().add(i));
             sum = S::fma(x, x, sum);
+            i += LANES;
         }
-        if !tail.is_empty() {
-            let x = load_padded::<S>(tail);
+        if whole < row.len() {
+            let x = load_padded::<S>(&row[whole..]);
             sum = S::fma(x, x, sum);
         }
         1.0 / (fold_sum(S::to_array(sum)) / row.len() as f32 + epsilon).sqrt()
@@ -83,51 +90,113 @@ unsafe fn inverse_rms<S: Simd>(row: &[f32], epsilon: f32) -> f32 {
 
 #[inline(always)]
 unsafe fn norm<S: Simd>(row: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
-    // SAFETY: called through `dispatch!`.
-    let factor = unsafe { inverse_rms::<S>(row, epsilon) };
-    for ((to, x), weight) in to.iter_mut().zip(row).zip(weight) {
-        *to = x * factor * weight;
+    let whole = row.len() / LANES * LANES;
+    // SAFETY: called through `dispatch!`; all three slices are of one length.
+    unsafe {
+        let factor = S::splat(inverse_rms::<S>(row, epsilon));
+        let mut i = 0;
+        while i < whole {
+            let x = S::mul(S::load(row.as_ptr().add(i)), factor);
+            S::store(S::mul(x, S::load(weight.as_ptr().add(i))), to.as_mut_ptr().add(i));
+            i += LANES;
+        }
+        if whole < row.len() {
+            let x = S::mul(load_padded::<S>(&row[whole..]), factor);
+            store_prefix::<S>(S::mul(x, load_padded::<S>(&weight[whole..])), &mut to[whole..]);
+        }
     }
 }
 
 #[inline(always)]
 unsafe fn norm_in_place<S: Simd>(row: &mut [f32], weight: &[f32], epsilon: f32) {
-    // SAFETY: called through `dispatch!`.
-    let factor = unsafe { inverse_rms::<S>(row, epsilon) };
-    for (x, weight) in row.iter_mut().zip(weight) {
-        *x = *x * factor * weight;
+    let whole = row.len() / LANES * LANES;
+    // SAFETY: called through `dispatch!`; both slices are of one length.
+    unsafe {
+        let factor = S::splat(inverse_rms::<S>(row, epsilon));
+        let mut i = 0;
+        while i < whole {
+            let x = S::mul(S::load(row.as_ptr().add(i)), factor);
+            S::store(S::mul(x, S::load(weight.as_ptr().add(i))), row.as_mut_ptr().add(i));
+            i += LANES;
+        }
+        if whole < row.len() {
+            let x = S::mul(load_padded::<S>(&row[whole..]), factor);
+            store_prefix::<S>(S::mul(x, load_padded::<S>(&weight[whole..])), &mut row[whole..]);
+        }
+    }
+}
+
+/// Rotates the pairs `(x, y)` of 16 channels.
+#[inline(always)]
+unsafe fn rotate_lanes<S: Simd>(x: S::F32, y: S::F32, cosine: S::F32, sine: S::F32) -> [S::F32; 2] {
+    // SAFETY: as for `Simd`.
+    unsafe {
+        let turned = S::sub(S::splat(0.0), S::mul(y, sine));
+        [S::fma(x, cosine, turned), S::fma(y, cosine, S::mul(x, sine))]
     }
 }
 
 #[inline(always)]
 unsafe fn rotate<S: Simd>(row: &mut [f32], cosines: &[f32], sines: &[f32]) {
     let half = cosines.len();
-    if half == 0 {
-        return;
-    }
-    for head in row.chunks_exact_mut(2 * half) {
-        let (first, second) = head.split_at_mut(half);
-        for i in 0..half {
-            let (x, y) = (first[i], second[i]);
-            first[i] = x.mul_add(cosines[i], -(y * sines[i]));
-            second[i] = y.mul_add(cosines[i], x * sines[i]);
+    let whole = half / LANES * LANES;
+    let num_heads = row.len().checked_div(2 * half).unwrap_or(0);
+    for head in 0..num_heads {
+        let (first, second) = row[head * 2 * half..(head + 1) * 2 * half].split_at_mut(half);
+        // SAFETY: called through `dispatch!`; vectors lie within the halves.
+        unsafe {
+            let mut i = 0;
+            while i < whole {
+                let (x, y) = (first.as_mut_ptr().add(i), second.as_mut_ptr().add(i));
+                let (cosine, sine) = (S::load(cosines.as_ptr().add(i)), S::load(sines.as_ptr().add(i)));
+                let [turned_x, turned_y] = rotate_lanes::<S>(S::load(x), S::load(y), cosine, sine);
+                S::store(turned_x, x);
+                S::store(turned_y, y);
+                i += LANES;
+            }
+            if whole < half {
+                let (x, y) = (load_padded::<S>(&first[whole..]), load_padded::<S>(&second[whole..]));
+                let (cosine, sine) = (load_padded::<S>(&cosines[whole..]), load_padded::<S>(&sines[whole..]));
+                let [turned_x, turned_y] = rotate_lanes::<S>(x, y, cosine, sine);
+                store_prefix::<S>(turned_x, &mut first[whole..]);
+                store_prefix::<S>(turned_y, &mut second[whole..]);
+            }
         }
     }
 }
 
 #[inline(always)]
 unsafe fn gated<S: Simd>(gate: &[f32], up: &[f32], to: &mut [f32]) {
-    let chunks = gate.chunks(LANES).zip(up.chunks(LANES)).zip(to.chunks_mut(LANES));
-    for ((gate, up), to) in chunks {
-        // SAFETY: called through `dispatch!`; whole chunks hold 16 elements.
-        unsafe {
-            if to.len() == LANES {
-                S::store(S::mul(silu::<S>(S::load(gate.as_ptr())), S::load(up.as_ptr())), to.as_mut_ptr());
-            } else {
-                let lanes = S::mul(silu::<S>(load_padded::<S>(gate)), load_padded::<S>(up));
-                to.copy_from_slice(&S::to_array(lanes)[..to.len()]);
-            }
+    let whole = to.len() / LANES * LANES;
+    // SAFETY: called through `dispatch!`; all three slices are of one length.
+    unsafe {
+        let mut i = 0;
+        while i < whole {
+            let activation = silu::<S>(S::load(gate.as_ptr().add(i)));
+            S::store(S::mul(activation, S::load(up.as_ptr().add(i))), to.as_mut_ptr().add(i));
+            i += LANES;
         }
+        if whole < to.len() {
+            let activation = silu::<S>(load_padded::<S>(&gate[whole..]));
+            store_prefix::<S>(S::mul(activation, load_padded::<S>(&up[whole..])), &mut to[whole..]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add<S: Simd>(row: &mut [f32], addend: &[f32]) {
+    let whole = row.len() / LANES * LANES;
+    // SAFETY: called through `dispatch!`; both slices are of one length.
+    unsafe {
+        let mut i = 0;
+        while i < whole {
+            let to = row.as_mut_ptr().add(i);
+            S::store(S::add(S::load(to), S::load(addend.as_ptr().add(i))), to);
+            i += LANES;
+        }
+    }
+    for i in whole..row.len() {
+        row[i] += addend[i];
     }
 }
 

@@ -134,8 +134,8 @@ unsafe fn dot_six<const N: usize>(
         let mut high_plane = load(quants, (HALF_STEPS + half) * STEP_BYTES + offset);
         let mut sums = [_mm256_setzero_si256(); N];
         for pair in 0..rolled(HALF_STEPS / 2) {
-            let planes = [2 * pair, 2 * pair + 1].map(|step| step * STEP_BYTES + offset);
-            let (first, second) = (load(quants, planes[0]), load(quants, planes[1]));
+            let plane = 2 * pair * STEP_BYTES + offset;
+            let (first, second) = (load(quants, plane), load(quants, plane + STEP_BYTES));
             let (first, second) = if half == 0 {
                 (low_nibbles(first), low_nibbles(second))
             } else {
@@ -214,9 +214,9 @@ impl Dot for Avx2 {
                 }
             }
             if S::NUM_HALVES == 1 {
-                for dots in &mut dots {
-                    let [low, high] = *dots;
-                    dots[0] = (_mm256_add_epi32(low.0, high.0), _mm256_add_epi32(low.1, high.1));
+                for i in 0..N {
+                    let [low, high] = dots[i];
+                    dots[i][0] = (_mm256_add_epi32(low.0, high.0), _mm256_add_epi32(low.1, high.1));
                 }
             }
             dots

@@ -95,14 +95,14 @@ impl Dot for Avx512 {
             let mut dots = [[_mm512_setzero_si512(); 2]; N];
             for step in 0..HALF_STEPS {
                 let [low, high] = two_steps::<S>(quants, step);
-                for (dots, row) in dots.iter_mut().zip(rows) {
-                    dots[0] = _mm512_dpbusd_epi32(dots[0], low, broadcast(row, step));
-                    dots[1] = _mm512_dpbusd_epi32(dots[1], high, broadcast(row, step + HALF_STEPS));
+                for i in 0..N {
+                    dots[i][0] = _mm512_dpbusd_epi32(dots[i][0], low, broadcast(rows[i], step));
+                    dots[i][1] = _mm512_dpbusd_epi32(dots[i][1], high, broadcast(rows[i], step + HALF_STEPS));
                 }
             }
             if S::NUM_HALVES == 1 {
-                for dots in &mut dots {
-                    dots[0] = _mm512_add_epi32(dots[0], dots[1]);
+                for i in 0..N {
+                    dots[i][0] = _mm512_add_epi32(dots[i][0], dots[i][1]);
                 }
             }
             dots

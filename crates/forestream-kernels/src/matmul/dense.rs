@@ -4,10 +4,24 @@ use half::f16;
 
 use crate::formats::Format;
 use crate::packed::layout::TILE_ROWS;
-use crate::simd::Simd;
+use crate::simd::{Isa, Simd, dispatch};
+
+/// [`multiply`] for a dense format on `isa`.
+pub(crate) fn dense_tile<const N: usize>(
+    isa: Isa,
+    format: Format,
+    rows: [&[f32]; N],
+    tile: &[u8],
+) -> [[f32; TILE_ROWS]; N] {
+    dispatch!(
+        isa,
+        multiply_format [const N: usize] [N] (format: Format = format, rows: [&[f32]; N] = rows, tile: &[u8] = tile)
+            -> [[f32; TILE_ROWS]; N]
+    )
+}
 
 #[inline(always)]
-pub(crate) unsafe fn dense_tile<V: Simd, const N: usize>(
+unsafe fn multiply_format<V: Simd, const N: usize>(
     format: Format,
     rows: [&[f32]; N],
     tile: &[u8],
@@ -69,13 +83,13 @@ unsafe fn multiply<V: Simd, const N: usize, T: Element>(rows: [&[f32]; N], tile:
         let mut sums = [V::splat(0.0); N];
         for index in 0..len {
             let column = T::load::<V>(weights.add(index * TILE_ROWS));
-            for (sum, row) in sums.iter_mut().zip(&rows) {
-                *sum = V::fma(column, V::splat(*row.get_unchecked(index)), *sum);
+            for i in 0..N {
+                sums[i] = V::fma(column, V::splat(*rows[i].get_unchecked(index)), sums[i]);
             }
         }
         let mut output = [[0.0; TILE_ROWS]; N];
-        for (output, sum) in output.iter_mut().zip(sums) {
-            V::store(sum, output.as_mut_ptr());
+        for i in 0..N {
+            V::store(sums[i], output[i].as_mut_ptr());
         }
         output
     }

@@ -12,13 +12,14 @@ mod dot;
 mod portable;
 mod tile;
 
+use std::ops::Range;
+
 use crate::ThreadPool;
-use crate::activations::Activations;
-use crate::formats::Format;
+use crate::activations::{Activations, Quantized};
 use crate::packed::PackedMatrix;
 use crate::packed::layout::{TILE_ROWS, with_scheme};
 use crate::shared_slice::SharedSlice;
-use crate::simd::{Isa, dispatch};
+use crate::simd::Isa;
 
 use dense::dense_tile;
 use tile::quantized_tile;
@@ -46,7 +47,7 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedM
                 let first_tile = chunk * tiles_per_chunk(part);
                 let tiles = first_tile..part.num_tiles().min(first_tile + tiles_per_chunk(part));
                 let output = Output { slice: &shared, stride, first_column };
-                return multiply_tiles(isa, input, part, tiles, &output);
+                return multiply_tiles(isa, input, &TileRange { matrix: part, tiles, output });
             }
             chunk -= num_chunks(part);
             first_column += part.rows();
@@ -75,33 +76,26 @@ impl Output<'_> {
     }
 }
 
+/// Some tiles of a matrix, and where their results go.
+struct TileRange<'a> {
+    matrix: &'a PackedMatrix,
+    tiles: Range<usize>,
+    output: Output<'a>,
+}
+
 /// Multiplies all rows by some tiles; groups of rows are the outer loop, so that tiles are reused from the cache.
-fn multiply_tiles(
-    isa: Isa,
-    input: &Activations,
-    matrix: &PackedMatrix,
-    tiles: std::ops::Range<usize>,
-    output: &Output<'_>,
-) {
+fn multiply_tiles(isa: Isa, input: &Activations, range: &TileRange<'_>) {
     let mut row = 0;
     while row < input.rows() {
         let group = group_len(isa, input.rows() - row);
-        for tile_index in tiles.clone() {
-            let tile = matrix.tile(tile_index);
-            macro_rules! group_of {
-                ($($n:literal)+) => {
-                    match group {
-                        $($n => {
-                            let sums = tile_sums::<$n>(isa, matrix.format(), input, row, tile);
-                            for (offset, sums) in sums.iter().enumerate() {
-                                output.write(row + offset, tile_index, matrix.rows(), sums);
-                            }
-                        })+
-                        _ => unreachable!("group lengths are those of `group_len`"),
-                    }
-                };
-            }
-            group_of!(1 2 3 4 6 8 12);
+        match group {
+            1 => multiply_group::<1>(isa, input, row, range),
+            2 => multiply_group::<2>(isa, input, row, range),
+            3 => multiply_group::<3>(isa, input, row, range),
+            4 => multiply_group::<4>(isa, input, row, range),
+            6 => multiply_group::<6>(isa, input, row, range),
+            8 => multiply_group::<8>(isa, input, row, range),
+            _ => multiply_group::<12>(isa, input, row, range),
         }
         row += group;
     }
@@ -112,21 +106,28 @@ fn group_len(isa: Isa, remaining: usize) -> usize {
     [12, 8, 6, 4, 3, 2, 1].into_iter().find(|&len| len <= isa.max_rows().min(remaining)).unwrap_or(1)
 }
 
-/// The sums of one tile for `N` rows of activations from `row` on.
-fn tile_sums<const N: usize>(
-    isa: Isa,
-    format: Format,
-    input: &Activations,
-    row: usize,
-    tile: &[u8],
-) -> [[f32; TILE_ROWS]; N] {
-    if !format.is_quantized() {
+/// Multiplies `N` rows of activations from `row` on.
+fn multiply_group<const N: usize>(isa: Isa, input: &Activations, row: usize, range: &TileRange<'_>) {
+    let format = range.matrix.format();
+    if format.is_quantized() {
+        let rows: [Quantized<'_>; N] = std::array::from_fn(|i| input.quantized(row + i));
+        with_scheme!(format, S => range.for_each(row, |tile| quantized_tile::<S, N>(isa, &rows, tile)));
+    } else {
         let rows: [&[f32]; N] = std::array::from_fn(|i| input.row(row + i));
-        return dispatch!(isa, dense_tile [const N: usize] [N] (format: Format = format, rows: [&[f32]; N] = rows, tile: &[u8] = tile)
-            -> [[f32; TILE_ROWS]; N]);
+        range.for_each(row, |tile| dense_tile::<N>(isa, format, rows, tile));
     }
-    let rows = std::array::from_fn(|i| input.quantized(row + i));
-    with_scheme!(format, S => quantized_tile::<S, N>(isa, rows, tile))
+}
+
+impl TileRange<'_> {
+    /// Computes each tile's sums for `N` rows from `first_row` on and writes them.
+    fn for_each<const N: usize>(&self, first_row: usize, sums_of: impl Fn(&[u8]) -> [[f32; TILE_ROWS]; N]) {
+        for tile_index in self.tiles.clone() {
+            let sums = sums_of(self.matrix.tile(tile_index));
+            for (offset, sums) in sums.iter().enumerate() {
+                self.output.write(first_row + offset, tile_index, self.matrix.rows(), sums);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Every scheme on every instruction set against dequantized arithmetic, and batch invariance.
 
 use super::*;
+use crate::formats::Format;
 use crate::packed::RowOrder;
 
 /// Bytes that look like weights: pseudo-random quants, scales of moderate size.

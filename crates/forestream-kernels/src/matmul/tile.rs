@@ -13,7 +13,7 @@ const PREFETCH_BYTES: usize = 2048;
 /// [`multiply`] for the scheme `S` on `isa`.
 pub(crate) fn quantized_tile<S: Scheme, const N: usize>(
     isa: Isa,
-    rows: [Quantized<'_>; N],
+    rows: &[Quantized<'_>; N],
     tile: &[u8],
 ) -> [[f32; TILE_ROWS]; N] {
     let num_blocks = rows[0].scales.len();
@@ -21,7 +21,7 @@ pub(crate) fn quantized_tile<S: Scheme, const N: usize>(
     assert!(rows.iter().all(|row| row.scales.len() == num_blocks), "rows of one length");
     dispatch!(
         isa,
-        multiply [S: Scheme, const N: usize] [S, N] (rows: [Quantized<'_>; N] = rows, tile: *const u8 = tile.as_ptr())
+        multiply [S: Scheme, const N: usize] [S, N] (rows: &[Quantized<'_>; N] = rows, tile: *const u8 = tile.as_ptr())
             -> [[f32; TILE_ROWS]; N]
     )
 }
@@ -35,7 +35,7 @@ struct BlockScales<V> {
 /// The caller has checked that `tile` covers all blocks of `rows`.
 #[inline(always)]
 unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(
-    rows: [Quantized<'_>; N],
+    rows: &[Quantized<'_>; N],
     tile: *const u8,
 ) -> [[f32; TILE_ROWS]; N] {
     if const { N > V::MAX_ROWS } {

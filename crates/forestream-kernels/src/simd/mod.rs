@@ -1,6 +1,8 @@
 //! Sixteen `f32` lanes and the instruction sets that carry them.
 //!
 //! Every floating-point kernel is written once over [`Simd`] and compiled once per instruction set by [`dispatch!`].
+//! Inside, plain loops over indices and pointers: iterator adaptors and closures are functions without the features of
+//! the set, and the compiler does not inline those reliably.
 //! The lane count is 16 everywhere, and reductions fold lanes in one fixed order, so that all sets agree bit for bit.
 
 mod avx2;
@@ -53,6 +55,7 @@ pub(crate) trait Simd: Copy {
     /// Rounds to the nearest `i8` (ties to even; inputs within -127..=127), writes 16 and returns their sum.
     unsafe fn store_i8(value: Self::F32, to: &mut [i8]) -> i32;
     /// The lanes as an array.
+    #[inline(always)]
     unsafe fn to_array(value: Self::F32) -> [f32; LANES] {
         let mut lanes = [0.0; LANES];
         // SAFETY: the caller vouches for the instruction set; the array has 16 elements.

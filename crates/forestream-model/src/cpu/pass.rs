@@ -166,7 +166,7 @@ impl<'a, 'r> Pass<'a, 'r> {
         let (cosines, sines) = (&space.cosines, &space.sines);
         model.pool.for_each_row(&mut space.qkv, model.qkv_len(), &|index, row| {
             if let Some(bias) = &layer.qkv_bias {
-                add_assign(row, bias);
+                add_assign(model.isa, row, bias);
             }
             let (queries, keys) = row[..q_len + kv_len].split_at_mut(q_len);
             if let Some([q_norm, k_norm]) = &layer.qk_norm {
@@ -267,7 +267,7 @@ impl<'a, 'r> Pass<'a, 'r> {
         matmul(&model.pool, model.isa, &space.activations, matrix, &mut space.projected);
         let projected = &space.projected;
         model.pool.for_each_row(&mut space.residual, width, &|row, residual| {
-            add_assign(residual, &projected[row * width..][..width]);
+            add_assign(model.isa, residual, &projected[row * width..][..width]);
         });
     }
 }
