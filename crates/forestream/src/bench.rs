@@ -10,8 +10,8 @@ use forestream_decode::strategies::Plain;
 use forestream_decode::{Budget, Generation, Sequence, SequenceOptions};
 use serde::Serialize;
 
-use crate::cost_curve::{TreePasses, some_tokens};
 use crate::statistics::{mean, median, standard_deviation};
+use crate::tree_passes::{TreePasses, some_tokens};
 use crate::{Engine, Error};
 
 /// What is measured.

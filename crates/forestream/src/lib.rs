@@ -21,12 +21,14 @@
 //! # Ok::<(), forestream::Error>(())
 //! ```
 
+mod answer;
 mod cost_curve;
 mod engine;
 mod error;
 mod report;
 mod session;
 mod statistics;
+mod tree_passes;
 mod vocabulary;
 
 pub mod bench;
@@ -36,10 +38,11 @@ pub mod inspect;
 pub mod places;
 pub mod pull;
 
+pub use answer::Answer;
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 pub use forestream_decode::{STRATEGIES, SamplingSettings};
 pub use forestream_model::{Format, Isa, TokenId};
 pub use forestream_text::{ChatTemplate, Message};
 pub use report::{Report, ReportTimings, Speculative, Usage};
-pub use session::{Answer, AtStopToken, GenerateOptions, Session};
+pub use session::{AtStopToken, GenerateOptions, Session};

@@ -3,12 +3,12 @@
 use std::time::SystemTime;
 
 use forestream_decode::strategies::{self, Resources};
-use forestream_decode::{Budget, FinishReason, Generation, SamplingSettings, Sequence, SequenceOptions};
+use forestream_decode::{Budget, Generation, SamplingSettings, Sequence, SequenceOptions};
 use forestream_model::{KvCache, TokenId};
-use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Detokenizer, Message, ParseSpecial, StopStrings};
+use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, StopStrings};
 use serde_json::{Map, Value};
 
-use crate::report::Report;
+use crate::answer::{About, Answer, TextEnd};
 use crate::{Engine, Error};
 
 /// What is asked of an answer.
@@ -120,129 +120,9 @@ impl<'e> Session<'e> {
         };
         let cache = self.cache.take().unwrap_or_else(|| engine.new_cache());
         let sequence = Sequence::new(engine.config(), prompt, cache, drafter, sequence_options)?;
-        Ok(Answer {
-            generation: Some(Generation::new(engine.model(), sequence, budget)),
-            detokenizer: engine.tokenizer().detokenizer_after(prompt),
-            kept_cache: &mut self.cache,
-            stops,
-            token_ids: Vec::new(),
-            text: String::new(),
-            end: None,
-            model: engine.name(),
-            strategy: options.strategy.clone(),
-            seed: options.sampling.seed,
-        })
-    }
-}
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// The model's stop token, or the limit.
-    Finished(FinishReason),
-    /// A stop string.
-    StopString,
-}
-
-/// An answer in the making: an iterator of pieces of text. Dropping it keeps the cache for the next answer.
-pub struct Answer<'s> {
-    /// Taken when the answer is dropped.
-    generation: Option<Generation<'s>>,
-    detokenizer: Detokenizer,
-    stops: StopStrings,
-    token_ids: Vec<TokenId>,
-    text: String,
-    end: Option<End>,
-    kept_cache: &'s mut Option<KvCache>,
-    model: &'s str,
-    strategy: String,
-    seed: u64,
-}
-
-impl Answer<'_> {
-    /// The tokens so far.
-    pub fn token_ids(&self) -> &[TokenId] {
-        &self.token_ids
-    }
-
-    /// The text so far.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Ends the answer, complete or not, and reports on it.
-    pub fn finish(mut self) -> Report {
-        let finish_reason = match self.end {
-            Some(End::Finished(reason)) => reason.as_str(),
-            Some(End::StopString) => FinishReason::Stop.as_str(),
-            None => "abort",
-        };
-        let measured = self.generation.as_ref();
-        let measured = measured.map(|generation| Report::measured(generation.stats(), generation.timings()));
-        let mut report = measured.unwrap_or_default();
-        report.usage.completion_tokens = self.token_ids.len();
-        report.usage.total_tokens = report.usage.prompt_tokens + self.token_ids.len();
-        report.speculative.strategy = std::mem::take(&mut self.strategy);
-        Report {
-            model: self.model.to_owned(),
-            token_ids: std::mem::take(&mut self.token_ids),
-            text: std::mem::take(&mut self.text),
-            finish_reason: finish_reason.to_owned(),
-            seed: self.seed,
-            ..report
-        }
-    }
-
-    /// The text of the next token; `None` where it completes no character, or may begin a stop string.
-    fn next_piece(&mut self) -> Option<Result<String, Error>> {
-        if self.end.is_some() {
-            return None;
-        }
-        let generation = self.generation.as_mut()?;
-        let token = match generation.next() {
-            Some(Ok(token)) => token,
-            Some(Err(error)) => return Some(Err(error.into())),
-            None => {
-                self.end = generation.finish_reason().map(End::Finished);
-                return Some(Ok(self.last_piece()));
-            }
-        };
-        self.token_ids.push(token.id);
-        if token.is_stop {
-            return Some(Ok(String::new()));
-        }
-        let piece = match self.detokenizer.push(token.id) {
-            Ok(piece) => piece,
-            Err(error) => return Some(Err(error.into())),
-        };
-        let scanned = self.stops.push(&piece);
-        if scanned.stop.is_some() {
-            self.end = Some(End::StopString);
-        }
-        Some(Ok(scanned.text))
-    }
-
-    /// What was held back when the tokens ended.
-    fn last_piece(&mut self) -> String {
-        let scanned = self.stops.push(&self.detokenizer.finish());
-        scanned.text + &self.stops.finish()
-    }
-}
-
-impl Iterator for Answer<'_> {
-    type Item = Result<String, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let piece = self.next_piece()?;
-        if let Ok(piece) = &piece {
-            self.text.push_str(piece);
-        }
-        Some(piece)
-    }
-}
-
-impl Drop for Answer<'_> {
-    fn drop(&mut self) {
-        *self.kept_cache = self.generation.take().map(Generation::into_cache);
+        let generation = Generation::new(engine.model(), sequence, budget);
+        let detokenizer = engine.tokenizer().detokenizer_after(prompt);
+        let about = About { model: engine.name(), strategy: options.strategy.clone(), seed: options.sampling.seed };
+        Ok(Answer::new(generation, TextEnd { detokenizer, stops }, about, &mut self.cache))
     }
 }

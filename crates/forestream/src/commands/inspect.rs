@@ -1,9 +1,9 @@
 //! `inspect`: describes a model file for people, or as JSON.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::process::ExitCode;
 
-use forestream::inspect::{Inspection, inspect};
+use forestream::inspect::{Inspection, ModelCosts, inspect};
 
 use super::{console, pull};
 use crate::args::{InspectArgs, OutputFormat};
@@ -24,19 +24,13 @@ fn describe(inspection: &Inspection, with_tensors: bool) -> String {
     text
 }
 
-fn write_all(text: &mut String, inspection: &Inspection, with_tensors: bool) -> std::fmt::Result {
+fn write_all(text: &mut String, inspection: &Inspection, with_tensors: bool) -> fmt::Result {
     writeln!(text, "{}: {}", inspection.path.display(), bytes(inspection.file_bytes))?;
     writeln!(text, "\nMetadata")?;
     for (key, value) in &inspection.metadata {
         writeln!(text, "  {key} = {}", value.as_str().unwrap_or_default())?;
     }
-    writeln!(text, "\nTensors\n  {:<8} {:>8} {:>16} {:>12}", "format", "tensors", "parameters", "size")?;
-    for group in &inspection.formats {
-        let size = bytes(group.bytes);
-        writeln!(text, "  {:<8} {:>8} {:>16} {size:>12}", group.format, group.num_tensors, group.num_parameters)?;
-    }
-    let size = bytes(inspection.formats.iter().map(|group| group.bytes).sum());
-    writeln!(text, "  {:<8} {:>8} {:>16} {size:>12}", "all", inspection.tensors.len(), inspection.num_parameters)?;
+    write_formats(text, inspection)?;
     if with_tensors {
         writeln!(text)?;
         for tensor in &inspection.tensors {
@@ -44,41 +38,40 @@ fn write_all(text: &mut String, inspection: &Inspection, with_tensors: bool) -> 
             writeln!(text, "  {:<8} {:>16}  {}", tensor.format, shape.join(" x "), tensor.name)?;
         }
     }
-    if let Some(model) = &inspection.model {
-        writeln!(text, "\nModel")?;
-        writeln!(
-            text,
-            "  {}: {} layers, hidden size {}, {} query and {} key/value heads, {} tokens, context {}",
-            model.architecture,
-            model.num_hidden_layers,
-            model.hidden_size,
-            model.num_attention_heads,
-            model.num_key_value_heads,
-            model.vocab_size,
-            model.max_position_embeddings
-        )?;
-        writeln!(text, "  {} of weights are read for each decoded token", bytes(model.bytes_per_token))?;
-        writeln!(
-            text,
-            "  {} for a context of {} tokens ({} of cache for each)",
-            bytes(model.memory_bytes),
-            model.ctx_size,
-            bytes(model.cache_bytes_per_position)
-        )?;
-    }
-    if let Some(tokenizer) = &inspection.tokenizer {
-        let template = if tokenizer.has_chat_template { "with" } else { "without" };
-        let stops = tokenizer.stop_tokens.join(", ");
-        writeln!(
-            text,
-            "  tokenizer of {} tokens, {template} chat template, answers end at {stops}",
-            tokenizer.vocab_size
-        )?;
-    }
+    write_model(text, inspection)?;
     match &inspection.problems[..] {
         [] => writeln!(text, "\nThis build can run it."),
         problems => writeln!(text, "\nThis build cannot run it:\n  {}", problems.join("\n  ")),
     }
+}
+
+fn write_formats(text: &mut String, inspection: &Inspection) -> fmt::Result {
+    writeln!(text, "\nTensors\n  {:<8} {:>8} {:>16} {:>12}", "format", "tensors", "parameters", "size")?;
+    for group in &inspection.formats {
+        let size = bytes(group.bytes);
+        writeln!(text, "  {:<8} {:>8} {:>16} {size:>12}", group.format, group.num_tensors, group.num_parameters)?;
+    }
+    let size = bytes(inspection.formats.iter().map(|group| group.bytes).sum());
+    writeln!(text, "  {:<8} {:>8} {:>16} {size:>12}", "all", inspection.tensors.len(), inspection.num_parameters)
+}
+
+fn write_model(text: &mut String, inspection: &Inspection) -> fmt::Result {
+    let Some(model) = &inspection.model else { return Ok(()) };
+    writeln!(text, "\nModel")?;
+    let ModelCosts { architecture, num_hidden_layers, hidden_size, vocab_size, ctx_size, .. } = model;
+    let ModelCosts { num_attention_heads, num_key_value_heads, max_position_embeddings, .. } = model;
+    writeln!(
+        text,
+        "  {architecture}: {num_hidden_layers} layers, hidden size {hidden_size}, {num_attention_heads} query and \
+         {num_key_value_heads} key/value heads, {vocab_size} tokens, context {max_position_embeddings}"
+    )?;
+    writeln!(text, "  {} of weights are read for each decoded token", bytes(model.bytes_per_token))?;
+    let (memory, position) = (bytes(model.memory_bytes), bytes(model.cache_bytes_per_position));
+    writeln!(text, "  {memory} for a context of {ctx_size} tokens ({position} of cache for each)")?;
+    let Some(tokenizer) = &inspection.tokenizer else { return Ok(()) };
+    let template = if tokenizer.has_chat_template { "with" } else { "without" };
+    let (num_tokens, stops) = (tokenizer.vocab_size, tokenizer.stop_tokens.join(", "));
+    writeln!(text, "  tokenizer of {num_tokens} tokens, {template} chat template, answers end at {stops}")
 }
 
 /// A size for people, in binary units.

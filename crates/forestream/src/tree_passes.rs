@@ -1,0 +1,57 @@
+//! Passes over made-up trees and prompts, for measuring: what a round does to the model, without its decisions.
+
+use forestream_decode::DecodeError;
+use forestream_model::{Hidden, KvCache, Model, NodeId, Outputs, Row, TokenId, TokenTree};
+
+/// Verification passes over trees of any size behind a filled cache, as a round makes them; nothing is committed.
+pub(crate) struct TreePasses<'m> {
+    model: &'m dyn Model,
+    cache: KvCache,
+    hidden: Hidden,
+    logits: Vec<f32>,
+}
+
+impl<'m> TreePasses<'m> {
+    /// Fills a cache with `depth` tokens, and leaves room for trees of `max_nodes`.
+    ///
+    /// # Errors
+    /// If a pass fails.
+    pub(crate) fn new(model: &'m dyn Model, depth: usize, max_nodes: usize) -> Result<Self, DecodeError> {
+        let mut cache = model.new_cache(depth + max_nodes);
+        let mut hidden = Hidden::new();
+        if depth > 0 {
+            let tree = TokenTree::chain(&some_tokens(depth, model.config().vocab_size));
+            model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::None }], &mut hidden)?;
+            cache.commit(&tree.path(tree.last()));
+        }
+        Ok(Self { model, cache, hidden, logits: Vec::new() })
+    }
+
+    /// One pass over a tree of `nodes` nodes, with logits of all of them.
+    ///
+    /// # Errors
+    /// If the pass fails.
+    pub(crate) fn run(&mut self, nodes: usize) -> Result<(), DecodeError> {
+        let tree = some_tree(nodes, self.model.config().vocab_size);
+        let mut rows = [Row { tree: &tree, cache: &mut self.cache, outputs: Outputs::All }];
+        self.model.forward(&mut rows, &mut self.hidden)?;
+        self.logits.clear();
+        self.model.logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
+        Ok(())
+    }
+}
+
+/// A tree in which every node has two children: neither a chain nor a star.
+fn some_tree(nodes: usize, vocab_size: usize) -> TokenTree {
+    let tokens = some_tokens(nodes, vocab_size);
+    let mut tree = TokenTree::root(tokens[0]);
+    for (index, &token) in tokens.iter().enumerate().skip(1) {
+        tree.push(NodeId((index as u32 - 1) / 2), token);
+    }
+    tree
+}
+
+/// Tokens from all over the vocabulary, the same each time.
+pub(crate) fn some_tokens(len: usize, vocab_size: usize) -> Vec<TokenId> {
+    (0..len).map(|index| (index.wrapping_mul(7919).wrapping_add(13) % vocab_size) as TokenId).collect()
+}
