@@ -19,6 +19,8 @@ use crate::{Error, Session};
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct EngineOptions {
+    /// The name in reports; `None` takes that of the file.
+    pub name: Option<String>,
     /// Threads; `None` takes one for each core.
     pub threads: Option<usize>,
     /// Tokens of context; `None` takes what the model was trained for.
@@ -69,7 +71,7 @@ impl Engine {
             model: Arc::new(model),
             tokenizer,
             defaults: checkpoint.generation_defaults().clone(),
-            name: path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+            name: options.name.clone().unwrap_or_else(|| file_name(path)),
             load_options,
             ctx_size,
             cost_curve_key: CostCurveKey::new(&checkpoint, options.quantize, load_options),
@@ -83,7 +85,7 @@ impl Engine {
         Session::new(self)
     }
 
-    /// The name of the model's file, for reports.
+    /// The name of the model, for reports.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -183,6 +185,12 @@ impl fmt::Debug for Engine {
             .field("ctx_size", &self.ctx_size)
             .finish_non_exhaustive()
     }
+}
+
+/// The name of a file without its extension, or of a directory.
+fn file_name(path: &Path) -> String {
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// A seed from the operating system's randomness, small enough to be typed again.

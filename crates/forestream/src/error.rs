@@ -42,7 +42,7 @@ pub enum Error {
         trained: usize,
     },
     /// One prompt of several cannot be used.
-    #[error("prompt {number}: {source}")]
+    #[error("prompt {number}")]
     Prompt {
         /// Its number, from 1.
         number: usize,

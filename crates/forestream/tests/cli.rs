@@ -182,7 +182,9 @@ fn a_repository_in_the_shared_cache_is_used_offline() {
     }
     let arguments =
         ["generate", "-m", "somebody/tiny", "--offline", "-p", "hi", "-n", "2", "--ignore-eos", "-o", "json"];
-    assert_eq!(sandbox.run(&arguments).json()["usage"]["completion_tokens"], 2);
+    let report = sandbox.run(&arguments).json();
+    assert_eq!(report["usage"]["completion_tokens"], 2);
+    assert_eq!(report["model"], "somebody/tiny");
 }
 
 #[test]
@@ -202,6 +204,7 @@ fn prompts_that_cannot_be_used_are_clear_errors() {
     for (arguments, input, expected) in cases {
         let run = sandbox.run_with_input(&[&["generate", "-m", &model], *arguments].concat(), input);
         run.assert_error(1, &[expected]);
+        assert_eq!(run.stderr.lines().count(), 1, "an error is printed once, on one line: {}", run.stderr);
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) fn cache_directory(args: &StoreArgs) -> std::path::PathBuf {
 /// How the model is loaded.
 pub(crate) fn engine_options(args: &ModelArgs) -> EngineOptions {
     EngineOptions {
+        name: None,
         threads: nonzero(args.threads),
         ctx_size: nonzero(args.ctx_size),
         isa: args.isa,

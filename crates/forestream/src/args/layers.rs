@@ -20,12 +20,12 @@ const WITHOUT_VARIABLE: &[&str] = &["help", "version", "list", "tensors", "shell
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// It cannot be read.
-    #[error("cannot read the configuration file {path}: {source}")]
+    #[error("cannot read the configuration file {path}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It is not TOML.
     #[error("{path} is not valid TOML: {problem}")]
@@ -83,7 +83,7 @@ pub(super) fn config_path(arguments: &[OsString]) -> Option<PathBuf> {
 
 /// Makes the values of a configuration file the default values of the flags with the same names.
 pub(super) fn with_config(mut command: Command, path: &Path) -> Result<Command, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
     let table: toml::Table = text
         .parse()
         .map_err(|error: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), problem: error.to_string() })?;

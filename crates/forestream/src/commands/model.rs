@@ -3,7 +3,8 @@
 use std::fs;
 
 use anyhow::Context;
-use forestream::{ChatTemplate, Engine};
+use forestream::pull::ModelName;
+use forestream::{ChatTemplate, Engine, EngineOptions};
 
 use super::pull;
 use crate::args::{self, ModelArgs, TemplateArgs};
@@ -11,7 +12,9 @@ use crate::args::{self, ModelArgs, TemplateArgs};
 /// Finds and loads a model.
 pub(super) fn open(args: &ModelArgs) -> anyhow::Result<Engine> {
     let path = pull::fetch(&pull::store(&args.store), &args.model)?;
-    Ok(Engine::open(&path, &args::engine_options(args))?)
+    let is_path = matches!(ModelName::parse(&args.model)?, ModelName::Path(_));
+    let name = (!is_path).then(|| args.model.clone());
+    Ok(Engine::open(&path, &EngineOptions { name, ..args::engine_options(args) })?)
 }
 
 /// The chat template of the flags, else the model's; `None` for a model without one.

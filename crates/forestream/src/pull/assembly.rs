@@ -91,7 +91,7 @@ impl Assembly {
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut got = 0;
         loop {
-            let len = part.read(&mut chunk).map_err(|source| self.file_error("read a part of", source))?;
+            let len = part.read(&mut chunk).map_err(|cause| self.file_error("read a part of", cause))?;
             if len == 0 {
                 break;
             }
@@ -116,10 +116,10 @@ impl Assembly {
     pub(super) fn finish(self, sha256: &str) -> Result<PathBuf, SourceError> {
         let got = sha256_of(&self.part_path)?;
         if got != sha256 {
-            fs::remove_file(&self.part_path).map_err(|source| self.file_error("remove", source))?;
+            fs::remove_file(&self.part_path).map_err(|cause| self.file_error("remove", cause))?;
             return Err(SourceError::Checksum { path: self.final_path, expected: sha256.to_owned(), got });
         }
-        fs::rename(&self.part_path, &self.final_path).map_err(|source| self.file_error("rename", source))?;
+        fs::rename(&self.part_path, &self.final_path).map_err(|cause| self.file_error("rename", cause))?;
         Ok(self.final_path)
     }
 
@@ -128,7 +128,7 @@ impl Assembly {
             return Ok(());
         }
         let file = OpenOptions::new().write(true).open(&self.part_path);
-        file.and_then(|file| file.set_len(len_bytes)).map_err(|source| self.file_error("shorten", source))
+        file.and_then(|file| file.set_len(len_bytes)).map_err(|cause| self.file_error("shorten", cause))
     }
 
     fn write_error(&self, error: io::Error, len_bytes: u64) -> SourceError {
@@ -140,8 +140,8 @@ impl Assembly {
         self.file_error("write", error)
     }
 
-    fn file_error(&self, action: &'static str, source: io::Error) -> SourceError {
-        SourceError::File { action, path: self.part_path.clone(), source }
+    fn file_error(&self, action: &'static str, cause: io::Error) -> SourceError {
+        SourceError::File { action, path: self.part_path.clone(), cause }
     }
 }
 
@@ -161,7 +161,7 @@ pub fn open_for_append(path: &Path) -> io::Result<Box<dyn Write>> {
 /// # Errors
 /// If the file cannot be read.
 pub fn sha256_of(path: &Path) -> Result<String, SourceError> {
-    let read_error = |source| SourceError::File { action: "read", path: path.to_owned(), source };
+    let read_error = |cause| SourceError::File { action: "read", path: path.to_owned(), cause };
     let mut file = File::open(path).map_err(read_error)?;
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; CHUNK_BYTES];

