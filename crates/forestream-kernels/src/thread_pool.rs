@@ -23,9 +23,8 @@ type Job = dyn Fn(usize, usize) + Sync;
 struct Shared {
     /// Counts jobs; a change tells workers that there is a new one.
     epoch: AtomicUsize,
-    /// The next chunk to claim.
-    next_chunk: AtomicUsize,
-    num_chunks: AtomicUsize,
+    /// The chunks that each thread takes first; others help when they have finished theirs.
+    shares: Vec<Share>,
     /// The number of workers inside the current job, plus [`OPEN`] while others may enter.
     gate: AtomicUsize,
     job: std::sync::Mutex<Option<JobPointer>>,
@@ -34,6 +33,14 @@ struct Shared {
     parked: Vec<AtomicBool>,
     caller: std::sync::Mutex<Option<Thread>>,
     caller_is_parked: AtomicBool,
+}
+
+/// Consecutive chunks: a thread that works through its own share reads memory in order. On a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Share {
+    next: AtomicUsize,
+    end: AtomicUsize,
 }
 
 #[derive(Clone, Copy)]
@@ -65,8 +72,7 @@ impl ThreadPool {
         assert!(num_threads > 0, "a pool has at least the calling thread");
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
-            next_chunk: AtomicUsize::new(0),
-            num_chunks: AtomicUsize::new(0),
+            shares: (0..num_threads).map(|_| Share::default()).collect(),
             gate: AtomicUsize::new(0),
             job: std::sync::Mutex::new(None),
             is_closing: AtomicBool::new(false),
@@ -105,7 +111,7 @@ impl ThreadPool {
         self.publish(num_chunks, job);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shared.claim_chunks(job, 0)));
         if outcome.is_err() {
-            shared.next_chunk.store(num_chunks, Ordering::Relaxed); // the others need not go on
+            shared.abandon();
         }
         shared.gate.fetch_and(!OPEN, Ordering::SeqCst);
         wait(&shared.caller_is_parked, || shared.gate.load(Ordering::SeqCst) == 0);
@@ -164,8 +170,7 @@ impl ThreadPool {
         let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job) };
         *shared.job.lock().expect("no thread panics while it holds the job") = Some(JobPointer(job));
         *shared.caller.lock().expect("no thread panics while it holds the caller") = Some(std::thread::current());
-        shared.num_chunks.store(num_chunks, Ordering::Relaxed);
-        shared.next_chunk.store(0, Ordering::Relaxed);
+        shared.deal(num_chunks);
         shared.gate.store(OPEN, Ordering::SeqCst);
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         for (worker, parked) in self.workers.iter().zip(&shared.parked) {
@@ -188,14 +193,34 @@ impl Drop for ThreadPool {
 }
 
 impl Shared {
+    /// Gives each thread an equal share of `0..num_chunks`.
+    fn deal(&self, num_chunks: usize) {
+        let num_shares = self.shares.len();
+        for (index, share) in self.shares.iter().enumerate() {
+            share.end.store((index + 1) * num_chunks / num_shares, Ordering::Relaxed);
+            share.next.store(index * num_chunks / num_shares, Ordering::Relaxed);
+        }
+    }
+
+    /// Leaves no chunk to claim; chunks in progress go on.
+    fn abandon(&self) {
+        for share in &self.shares {
+            share.next.store(usize::MAX / 2, Ordering::Relaxed);
+        }
+    }
+
+    /// Works through the thread's own share, then through what is left of the others'.
     fn claim_chunks(&self, job: &(dyn Fn(usize, usize) + Sync), thread_index: usize) {
-        let num_chunks = self.num_chunks.load(Ordering::Relaxed);
-        loop {
-            let chunk = self.next_chunk.fetch_add(1, Ordering::Relaxed);
-            if chunk >= num_chunks {
-                return;
+        for offset in 0..self.shares.len() {
+            let share = &self.shares[(thread_index + offset) % self.shares.len()];
+            let end = share.end.load(Ordering::Relaxed);
+            loop {
+                let chunk = share.next.fetch_add(1, Ordering::Relaxed);
+                if chunk >= end {
+                    break;
+                }
+                job(chunk, thread_index);
             }
-            job(chunk, thread_index);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::formats::Format;
-use crate::packed::RowOrder;
+use crate::packed::{RowOrder, WeightMemory};
 
 /// Bytes that look like weights: pseudo-random quants, scales of moderate size.
 fn weights(format: Format, rows: usize, cols: usize, seed: u32) -> Vec<u8> {
@@ -83,7 +83,8 @@ fn every_format_matches_dequantized_arithmetic_on_every_instruction_set() {
     for format in Format::ALL {
         for [rows, cols] in [[1, 256], [16, 512], [37, 768]] {
             let bytes = weights(format, rows, cols, 7);
-            let matrix = PackedMatrix::pack(&pool, format, [rows, cols], &bytes, RowOrder::Same).unwrap();
+            let matrix =
+                PackedMatrix::pack(&pool, &WeightMemory::new(), format, [rows, cols], &bytes, RowOrder::Same).unwrap();
             let matrix = [matrix];
             for num_inputs in [1, 2, 3, 4, 5, 7, 13, 30] {
                 let input = inputs(&pool, Isa::PORTABLE, num_inputs, cols);
@@ -119,7 +120,8 @@ fn extreme_quants_do_not_saturate() {
                 block[..4].copy_from_slice(&template[..4]);
                 block[len - 4..].copy_from_slice(&template[len - 4..]);
             }
-            let matrix = [PackedMatrix::pack(&pool, format, [16, 256], &bytes, RowOrder::Same).unwrap()];
+            let matrix =
+                [PackedMatrix::pack(&pool, &WeightMemory::new(), format, [16, 256], &bytes, RowOrder::Same).unwrap()];
             let input = inputs(&pool, Isa::PORTABLE, 2, 256);
             let portable = product(&pool, Isa::PORTABLE, &input, &matrix);
             for isa in Isa::available() {
@@ -134,7 +136,15 @@ fn a_row_does_not_depend_on_its_neighbours_the_threads_or_the_other_parts() {
     let cols = 256;
     let pools = [ThreadPool::new(1), ThreadPool::new(3)];
     let matrix = |format, rows, seed| {
-        PackedMatrix::pack(&pools[0], format, [rows, cols], &weights(format, rows, cols, seed), RowOrder::Same).unwrap()
+        PackedMatrix::pack(
+            &pools[0],
+            &WeightMemory::new(),
+            format,
+            [rows, cols],
+            &weights(format, rows, cols, seed),
+            RowOrder::Same,
+        )
+        .unwrap()
     };
     let parts = [matrix(Format::Q4_K, 50, 1), matrix(Format::F16, 20, 2), matrix(Format::Q6_K, 33, 3)];
     for isa in Isa::available() {

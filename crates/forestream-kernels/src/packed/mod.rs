@@ -1,6 +1,7 @@
 //! Weight matrices rearranged at load for the matrix product.
 
 pub(crate) mod layout;
+mod memory;
 mod pack;
 mod unpack;
 
@@ -8,6 +9,9 @@ use layout::{BLOCK_INPUTS, Scheme, TILE_ROWS, with_scheme};
 
 use crate::formats::Format;
 
+use memory::Region;
+
+pub use memory::WeightMemory;
 pub use pack::RowOrder;
 
 /// A weight matrix `[rows, cols]` in tiles of 16 rows, in the precision of its file.
@@ -16,17 +20,11 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     format: Format,
-    lines: Vec<Line>,
+    region: Region,
 }
 
-/// A cache line; gives packed data its alignment.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-#[expect(dead_code, reason = "read and written through `as_bytes`")]
-struct Line([u8; 64]);
-
 /// Why a matrix cannot be packed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum PackError {
     /// The bytes do not hold the elements.
     #[error("a {format} matrix of {rows} x {cols} needs {expected} bytes, got {got}")]
@@ -50,6 +48,15 @@ pub enum PackError {
         /// Inputs.
         cols: usize,
     },
+    /// The system has no memory left.
+    #[error("no memory for {bytes} bytes of packed weights")]
+    Memory {
+        /// Bytes that the matrix needs.
+        bytes: usize,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl PackedMatrix {
@@ -70,7 +77,7 @@ impl PackedMatrix {
 
     /// Bytes that every pass over the matrix reads.
     pub fn num_bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        self.region.bytes().len()
     }
 
     pub(crate) fn num_tiles(&self) -> usize {
@@ -83,7 +90,7 @@ impl PackedMatrix {
 
     /// The bytes from tile `tile_index` to the end.
     pub(crate) fn tile(&self, tile_index: usize) -> &[u8] {
-        &as_bytes(&self.lines)[tile_index * self.tile_bytes()..]
+        &self.region.bytes()[tile_index * self.tile_bytes()..]
     }
 }
 
@@ -94,14 +101,4 @@ fn tile_bytes(format: Format, cols: usize) -> usize {
     } else {
         cols * TILE_ROWS * format.block_bytes()
     }
-}
-
-fn as_bytes(lines: &[Line]) -> &[u8] {
-    // SAFETY: lines are plain bytes without padding.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
-}
-
-fn as_bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: lines are plain bytes without padding.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
 }

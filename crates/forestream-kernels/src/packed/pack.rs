@@ -1,7 +1,7 @@
 //! From a file's rows to tiles.
 
 use super::layout::{BLOCK_INPUTS, Granularity, STEP_BYTES, STEP_INPUTS, STEPS, Scheme, TILE_ROWS, Width, with_scheme};
-use super::{Line, PackError, PackedMatrix, as_bytes_mut, tile_bytes};
+use super::{PackError, PackedMatrix, WeightMemory, tile_bytes};
 use crate::ThreadPool;
 use crate::formats::{Format, PART_LEN};
 use crate::shared_slice::SharedSlice;
@@ -33,12 +33,13 @@ impl RowOrder {
 }
 
 impl PackedMatrix {
-    /// Packs a matrix `[rows, cols]` that lies row after row in `bytes`.
+    /// Packs a matrix `[rows, cols]` that lies row after row in `bytes`, into a part of `memory`.
     ///
     /// # Errors
-    /// When the length of `bytes` contradicts the shape.
+    /// When the length of `bytes` contradicts the shape, or the system has no memory left.
     pub fn pack(
         pool: &ThreadPool,
+        memory: &WeightMemory,
         format: Format,
         [rows, cols]: [usize; 2],
         bytes: &[u8],
@@ -51,8 +52,10 @@ impl PackedMatrix {
         }
         let tile_len = tile_bytes(format, cols);
         let num_tiles = rows.div_ceil(TILE_ROWS);
-        let mut lines = vec![Line([0; 64]); (num_tiles * tile_len).div_ceil(64)];
-        let packed = SharedSlice::new(as_bytes_mut(&mut lines));
+        let bytes_needed = num_tiles * tile_len;
+        let mut region =
+            memory.take(bytes_needed).map_err(|source| PackError::Memory { bytes: bytes_needed, source })?;
+        let packed = SharedSlice::new(region.bytes_mut());
         pool.run(num_tiles, &|tile_index, _| {
             // SAFETY: each chunk writes its own tile.
             let tile = unsafe { packed.part(tile_index * tile_len..(tile_index + 1) * tile_len) };
@@ -62,7 +65,7 @@ impl PackedMatrix {
             };
             pack_tile(format, cols, row_of, tile);
         });
-        Ok(Self { rows, cols, format, lines })
+        Ok(Self { rows, cols, format, region })
     }
 }
 
@@ -141,7 +144,9 @@ mod tests {
     #[test]
     fn a_wrong_length_is_refused() {
         let pool = ThreadPool::new(1);
-        let pack = |shape, len| PackedMatrix::pack(&pool, Format::Q4_0, shape, &vec![0; len], RowOrder::Same);
+        let pack = |shape, len| {
+            PackedMatrix::pack(&pool, &WeightMemory::new(), Format::Q4_0, shape, &vec![0; len], RowOrder::Same)
+        };
         assert!(matches!(pack([3, 64], 107).unwrap_err(), PackError::Length { expected: 108, got: 107, .. }));
         assert!(matches!(pack([3, 40], 108).unwrap_err(), PackError::PartialBlock { cols: 40, .. }));
         assert!(pack([3, 64], 108).is_ok());

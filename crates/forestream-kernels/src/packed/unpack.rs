@@ -84,7 +84,7 @@ fn quant_at(width: Width, quants: &[u8], i: usize, lane: usize) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{RowOrder, ThreadPool};
+    use crate::{RowOrder, ThreadPool, WeightMemory};
 
     #[test]
     fn rows_come_back_with_the_bits_of_the_file() {
@@ -94,7 +94,8 @@ mod tests {
             let row_bytes = format.row_bytes(cols).unwrap();
             // Bytes below 0x78 keep every half-precision scale finite.
             let bytes: Vec<u8> = (0..rows * row_bytes).map(|i| ((i * 7919 + i / 251) % 0x78) as u8).collect();
-            let matrix = PackedMatrix::pack(&pool, format, [rows, cols], &bytes, RowOrder::Same).unwrap();
+            let matrix =
+                PackedMatrix::pack(&pool, &WeightMemory::new(), format, [rows, cols], &bytes, RowOrder::Same).unwrap();
             let (mut expected, mut got) = (vec![0.0; cols], vec![0.0; cols]);
             for row in 0..rows {
                 format.dequantize_row(&bytes[row * row_bytes..][..row_bytes], &mut expected);

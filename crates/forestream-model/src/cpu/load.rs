@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use forestream_kernels::{PackedMatrix, RowOrder, ThreadPool};
+use forestream_kernels::{PackedMatrix, RowOrder, ThreadPool, WeightMemory};
 
 use super::layer::Layer;
 use super::pass::Workspace;
@@ -17,7 +17,7 @@ impl CpuModel {
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self, ModelError> {
         let config = checkpoint.config().clone();
         let pool = ThreadPool::new(options.num_threads.max(1));
-        let loader = Loader { checkpoint, pool: &pool };
+        let loader = Loader { checkpoint, pool: &pool, memory: WeightMemory::new() };
         let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
         let embed_tokens = loader.matrix("model.embed_tokens.weight", vocab_size, hidden_size, RowOrder::Same)?;
         let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_, _>>()?;
@@ -36,6 +36,7 @@ impl CpuModel {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     pool: &'a ThreadPool,
+    memory: WeightMemory,
 }
 
 impl Loader<'_> {
@@ -103,7 +104,7 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize, order: RowOrder) -> Result<PackedMatrix, ModelError> {
         let weight: Weight<'_> = self.checkpoint.weight(name)?.expect_shape(rows, cols)?;
-        PackedMatrix::pack(self.pool, weight.format, [rows, cols], &weight.bytes, order).map_err(|error| {
+        PackedMatrix::pack(self.pool, &self.memory, weight.format, [rows, cols], &weight.bytes, order).map_err(|error| {
             ModelError::Malformed {
                 path: self.checkpoint.path().into(),
                 problem: format!("the weight `{name}`: {error}"),
