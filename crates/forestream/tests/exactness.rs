@@ -33,7 +33,7 @@ fn generate(engine: &Engine, text: &str, options: &GenerateOptions) -> (Vec<Toke
     (report.token_ids, report.timings.draft_n_accepted)
 }
 
-/// The ids of every prompt and sampling; each strategy and budget must give the same.
+/// The ids of each prompt, greedy then drawn; each strategy and budget must give the same. Also counts accepted tokens.
 fn all_ids(engine: &Engine, prompts: &[&str]) -> (Vec<Vec<TokenId>>, usize) {
     let (mut all, mut num_accepted) = (Vec::new(), 0);
     for prompt in prompts {
@@ -56,19 +56,20 @@ fn all_ids(engine: &Engine, prompts: &[&str]) -> (Vec<Vec<TokenId>>, usize) {
     (all, num_accepted)
 }
 
+fn open(isa: Isa, threads: usize) -> Engine {
+    let path = ModelStore::for_user(Network::Offline).locate(DEFAULT_MODEL, &mut ()).unwrap();
+    let options = EngineOptions { threads: Some(threads), isa: Some(isa), ..EngineOptions::default() };
+    Engine::open(&path, &options).unwrap()
+}
+
 #[test]
 fn the_default_model_gives_the_same_ids_in_every_way() {
-    let path = ModelStore::for_user(Network::Offline).locate(DEFAULT_MODEL, &mut ()).unwrap();
-    let open = |isa, threads| {
-        let options = EngineOptions { threads: Some(threads), isa: Some(isa), ..EngineOptions::default() };
-        Engine::open(&path, &options).unwrap()
-    };
-    let (expected, num_accepted) = all_ids(&open(Isa::best(), 2), PROMPTS);
+    let (expected, num_accepted) = all_ids(&open(Isa::best(), 1), PROMPTS);
     assert!(num_accepted > 50, "only {num_accepted} draft tokens were accepted: the test shows little");
-    let (ids, _) = all_ids(&open(Isa::best(), 1), PROMPTS);
-    assert_eq!(ids, expected, "with one thread");
-    for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::best()) {
-        let (ids, _) = all_ids(&open(isa, 2), &PROMPTS[..2]); // slower sets, so fewer prompts
-        assert_eq!(ids, expected[..ids.len()], "on {}", isa.name());
+    for isa in Isa::available() {
+        // The portable kernels are ten times slower: one prompt has to do.
+        let prompts = if isa == Isa::PORTABLE { &PROMPTS[..1] } else { PROMPTS };
+        let (ids, _) = all_ids(&open(isa, 2), prompts);
+        assert_eq!(ids, expected[..ids.len()], "{} with 2 threads", isa.name());
     }
 }
