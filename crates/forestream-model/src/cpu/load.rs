@@ -104,11 +104,11 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize, order: RowOrder) -> Result<PackedMatrix, ModelError> {
         let weight: Weight<'_> = self.checkpoint.weight(name)?.expect_shape(rows, cols)?;
-        PackedMatrix::pack(self.pool, &self.memory, weight.format, [rows, cols], &weight.bytes, order).map_err(|error| {
-            ModelError::Malformed {
+        PackedMatrix::pack(self.pool, &self.memory, weight.format, [rows, cols], &weight.bytes, order).map_err(
+            |error| ModelError::Malformed {
                 path: self.checkpoint.path().into(),
                 problem: format!("the weight `{name}`: {error}"),
-            }
-        })
+            },
+        )
     }
 }
