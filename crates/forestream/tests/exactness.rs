@@ -1,12 +1,13 @@
 //! The exactness contract on the default model: token ids are equal for every strategy, budget, number of threads and
 //! instruction set, greedy and drawn. Needs the model on this machine: `forestream pull`.
+//!
+//! `FORESTREAM_PROMPTS=FILE.jsonl` takes the first 50 rows' `prompt` instead of the few prompts below, 64 tokens each, on
+//! every instruction set: the full matrix, best in a release build.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use forestream::pull::{DEFAULT_MODEL, ModelStore, Network};
 use forestream::{Engine, EngineOptions, GenerateOptions, Isa, Message, SamplingSettings, TokenId};
-
-const MAX_TOKENS: usize = 32;
 
 /// Questions of several kinds; some make the answer repeat the prompt.
 const PROMPTS: &[&str] = &[
@@ -17,6 +18,30 @@ const PROMPTS: &[&str] = &[
     "Translate into French: Good morning, how are you today?",
     "Summarize in one sentence: Anna met Ben at the station. Anna gave Ben a letter. Ben read the letter and smiled.",
 ];
+
+/// What to generate, and how much.
+struct Workload {
+    prompts: Vec<String>,
+    max_tokens: usize,
+    /// Prompts for the portable kernels, which are ten times slower.
+    num_portable: usize,
+}
+
+impl Workload {
+    fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the way to ask a test for more")]
+        let Ok(file) = std::env::var("FORESTREAM_PROMPTS") else {
+            let prompts = PROMPTS.iter().map(|&prompt| prompt.to_owned()).collect();
+            return Self { prompts, max_tokens: 32, num_portable: 1 };
+        };
+        let prompt_of = |row: &str| {
+            let row: serde_json::Value = serde_json::from_str(row).unwrap();
+            row["prompt"].as_str().expect("a row has a `prompt`").to_owned()
+        };
+        let prompts: Vec<String> = std::fs::read_to_string(file).unwrap().lines().take(50).map(prompt_of).collect();
+        Self { max_tokens: 64, num_portable: prompts.len(), prompts }
+    }
+}
 
 fn samplings() -> [SamplingSettings; 2] {
     let greedy = SamplingSettings { seed: 2024, ..SamplingSettings::default() };
@@ -34,14 +59,14 @@ fn generate(engine: &Engine, text: &str, options: &GenerateOptions) -> (Vec<Toke
 }
 
 /// The ids of each prompt, greedy then drawn; each strategy and budget must give the same. Also counts accepted tokens.
-fn all_ids(engine: &Engine, prompts: &[&str]) -> (Vec<Vec<TokenId>>, usize) {
+fn all_ids(engine: &Engine, prompts: &[String], max_tokens: usize) -> (Vec<Vec<TokenId>>, usize) {
     let (mut all, mut num_accepted) = (Vec::new(), 0);
     for prompt in prompts {
         for sampling in samplings() {
             let options = |strategy: &str, budget| GenerateOptions {
                 strategy: strategy.to_owned(),
                 budget,
-                max_tokens: Some(MAX_TOKENS),
+                max_tokens: Some(max_tokens),
                 ..GenerateOptions::new(sampling.clone())
             };
             let (plain, _) = generate(engine, prompt, &options("none", None));
@@ -64,12 +89,12 @@ fn open(isa: Isa, threads: usize) -> Engine {
 
 #[test]
 fn the_default_model_gives_the_same_ids_in_every_way() {
-    let (expected, num_accepted) = all_ids(&open(Isa::best(), 1), PROMPTS);
+    let Workload { prompts, max_tokens, num_portable } = Workload::new();
+    let (expected, num_accepted) = all_ids(&open(Isa::best(), 1), &prompts, max_tokens);
     assert!(num_accepted > 50, "only {num_accepted} draft tokens were accepted: the test shows little");
     for isa in Isa::available() {
-        // The portable kernels are ten times slower: one prompt has to do.
-        let prompts = if isa == Isa::PORTABLE { &PROMPTS[..1] } else { PROMPTS };
-        let (ids, _) = all_ids(&open(isa, 2), prompts);
+        let prompts = if isa == Isa::PORTABLE { &prompts[..num_portable] } else { &prompts };
+        let (ids, _) = all_ids(&open(isa, 2), prompts, max_tokens);
         assert_eq!(ids, expected[..ids.len()], "{} with 2 threads", isa.name());
     }
 }
