@@ -18,15 +18,11 @@ impl CpuModel {
         let config = checkpoint.config().clone();
         let pool = ThreadPool::new(options.num_threads.max(1));
         let loader = Loader { checkpoint, pool: &pool, memory: WeightMemory::new() };
-        let (vocab_size, hidden_size) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = loader.matrix("model.embed_tokens.weight", vocab_size, hidden_size, RowOrder::Same)?;
+        // The largest matrices come first: while one is packed, its pages of the file are in memory too.
+        let lm_head = (!config.tie_word_embeddings).then(|| loader.vocabulary_matrix("lm_head.weight")).transpose()?;
+        let embed_tokens = loader.vocabulary_matrix("model.embed_tokens.weight")?;
         let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_, _>>()?;
-        let norm = loader.vector("model.norm.weight", hidden_size)?;
-        let lm_head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(loader.matrix("lm_head.weight", vocab_size, hidden_size, RowOrder::Same)?)
-        };
+        let norm = loader.vector("model.norm.weight", config.hidden_size)?;
         let frequencies = config.rope.frequencies(config.head_dim);
         let workspace = Mutex::new(Workspace::new(options.num_threads.max(1)));
         Ok(Self { isa: options.isa, embed_tokens, layers, norm, lm_head, frequencies, workspace, config, pool })
@@ -40,6 +36,14 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// A matrix `[vocab_size, hidden_size]`.
+    fn vocabulary_matrix(&self, name: &str) -> Result<PackedMatrix, ModelError> {
+        let config = self.checkpoint.config();
+        let matrix = self.matrix(name, config.vocab_size, config.hidden_size, RowOrder::Same)?;
+        self.checkpoint.release();
+        Ok(matrix)
+    }
+
     fn layer(&self, index: usize) -> Result<Layer, ModelError> {
         let config = self.checkpoint.config();
         let name = |suffix: &str| format!("model.layers.{index}.{suffix}");
