@@ -66,6 +66,8 @@ impl Engine {
         let usual = LoadOptions::default();
         let num_threads = options.threads.unwrap_or(usual.num_threads);
         let load_options = LoadOptions { num_threads, isa: options.isa.unwrap_or(usual.isa) };
+        let cost_curve_key = CostCurveKey::new(&checkpoint, options.quantize, load_options);
+        checkpoint.release(); // what the tokenizer and the key have read need not stay in memory beside the weights
         let model = CpuModel::load(&checkpoint, load_options)?;
         Ok(Self {
             model: Arc::new(model),
@@ -74,7 +76,7 @@ impl Engine {
             name: options.name.clone().unwrap_or_else(|| file_name(path)),
             load_options,
             ctx_size,
-            cost_curve_key: CostCurveKey::new(&checkpoint, options.quantize, load_options),
+            cost_curve_key,
             cost_curve_directory: options.cost_curve_directory.clone(),
             cost_curve: OnceLock::new(),
         })
