@@ -90,21 +90,9 @@ unsafe fn inverse_rms<S: Simd>(row: &[f32], epsilon: f32) -> f32 {
 
 #[inline(always)]
 unsafe fn norm<S: Simd>(row: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
-    let whole = row.len() / LANES * LANES;
-    // SAFETY: called through `dispatch!`; all three slices are of one length.
-    unsafe {
-        let factor = S::splat(inverse_rms::<S>(row, epsilon));
-        let mut i = 0;
-        while i < whole {
-            let x = S::mul(S::load(row.as_ptr().add(i)), factor);
-            S::store(S::mul(x, S::load(weight.as_ptr().add(i))), to.as_mut_ptr().add(i));
-            i += LANES;
-        }
-        if whole < row.len() {
-            let x = S::mul(load_padded::<S>(&row[whole..]), factor);
-            store_prefix::<S>(S::mul(x, load_padded::<S>(&weight[whole..])), &mut to[whole..]);
-        }
-    }
+    to.copy_from_slice(row);
+    // SAFETY: called through `dispatch!`.
+    unsafe { norm_in_place::<S>(to, weight, epsilon) };
 }
 
 #[inline(always)]

@@ -12,14 +12,12 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("todo!", "write it, or leave it out"),
     ("unimplemented!", "write it, or leave it out"),
     ("#[ignore", "assert what holds today, with a FIXME"),
-    ("/work/", "name no path of one machine"),
-    ("/tmp/wt", "name no path of one machine"),
     ("/home/", "name no path of one machine"),
-    ("pypi.org", "let the client find its registry"),
-    ("pythonhosted.org", "let the client find its registry"),
-    ("index.crates.io", "let the client find its registry"),
-    ("static.crates.io", "let the client find its registry"),
-    ("huggingface.co", "let the client find its registry"),
+    ("/root/", "name no path of one machine"),
+    ("://index.", "let the client find its registry"),
+    ("://static.", "let the client find its registry"),
+    ("://registry.", "let the client find its registry"),
+    ("://files.", "let the client find its registry"),
 ];
 
 const EXTENSIONS: &[&str] = &["rs", "md", "toml", "py", "sh", "yml", "yaml"];
@@ -64,13 +62,13 @@ mod tests {
 
     #[test]
     fn scripts_and_documents_are_read_and_data_is_not() {
-        let text = "/work/main";
+        let text = "/home/main";
         let said = findings(check, &[(".ci/run", text), ("README.md", text), ("testdata/text/a.txt", text)]);
         assert_eq!(
             said,
             [
-                ".ci/run:1: `/work/` is forbidden: name no path of one machine",
-                "README.md:1: `/work/` is forbidden: name no path of one machine",
+                ".ci/run:1: `/home/` is forbidden: name no path of one machine",
+                "README.md:1: `/home/` is forbidden: name no path of one machine",
             ]
         );
     }
