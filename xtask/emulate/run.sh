@@ -7,7 +7,7 @@
 # The exit status is the largest of the programs'. How to make such binaries, and what it costs: docs/emulation.md.
 #   BOCHS=PATH              an emulator of your own instead of Debian's (a build without debugger is several times faster)
 #   EMULATE_SECONDS=N       give up after N seconds (default 3600)
-#   EMULATE_MEGABYTES=N     memory of the emulated machine (default 1024)
+#   EMULATE_MEGABYTES=N     memory of the emulated machine (default 1536)
 #   EMULATE_FILES="PATH..." files and directories to carry along, found there under the same absolute path
 set -euo pipefail
 
@@ -94,6 +94,7 @@ lay_out_root() {
 
 # The command line: the processor counts 50 million cycles a second, not what its name promises; `fsrm` without `erms`,
 # which the emulator switches off, makes the kernel copy short texts wrongly; without `arat` the first timer is started;
+# nobody types, so that randomness must come from the processor;
 # the sizes of compact register areas, with keys of pages among them, are wrong in Bochs 2.7, and AVX would be given up.
 make_disc() {
     mkdir -p "$work/disc"
@@ -104,7 +105,7 @@ make_disc() {
 default linux
 label linux
     kernel kernel
-    append initrd=initrd console=ttyS0,115200 quiet loglevel=1 rdinit=/init tsc_early_khz=50000 clearcpuid=fsrm,arat,pku,xsavec,xsaves
+    append initrd=initrd console=ttyS0,115200 quiet loglevel=1 rdinit=/init tsc_early_khz=50000 clearcpuid=fsrm,arat,pku,xsavec,xsaves random.trust_cpu=on
 END
     genisoimage -quiet -o "$work/disc.iso" -b isolinux.bin -c boot.cat -no-emul-boot -boot-load-size 4 -boot-info-table \
         "$work/disc"
@@ -172,7 +173,7 @@ while (($#)); do
     esac
     shift
 done
-seconds=${EMULATE_SECONDS:-3600} megabytes=${EMULATE_MEGABYTES:-1024}
+seconds=${EMULATE_SECONDS:-3600} megabytes=${EMULATE_MEGABYTES:-1536}
 [[ -n $probe || ${#binaries[@]} -gt 0 ]] || fail "no program given; see the head of ${BASH_SOURCE[0]}"
 
 install_packages
