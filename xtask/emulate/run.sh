@@ -94,8 +94,7 @@ lay_out_root() {
 
 # The command line: the processor counts 50 million cycles a second, not what its name promises; `fsrm` without `erms`,
 # which the emulator switches off, makes the kernel copy short texts wrongly; without `arat` the first timer is started;
-# nobody types, so that randomness must come from the processor;
-# the sizes of compact register areas, with keys of pages among them, are wrong in Bochs 2.7, and AVX would be given up.
+# nobody types, so randomness must come from the processor; the sizes of compact register areas, with keys of pages among them, are wrong in Bochs 2.7, and AVX would be given up.
 make_disc() {
     mkdir -p "$work/disc"
     (cd "$work/root" && find . | cpio -o -H newc --quiet --owner=0:0) >"$work/disc/initrd"
