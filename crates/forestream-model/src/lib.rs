@@ -9,6 +9,7 @@ mod cpu;
 mod error;
 mod kv_cache;
 mod model;
+pub mod streams;
 mod token_tree;
 pub mod weights;
 

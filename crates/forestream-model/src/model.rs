@@ -43,6 +43,8 @@ pub struct Row<'a> {
 #[derive(Debug, Default)]
 pub struct Hidden {
     states: Vec<f32>,
+    /// States of the same rows where the streams begin, `[rows, hidden_size]`; empty without streams.
+    boundary: Vec<f32>,
     hidden_size: usize,
     /// For each sequence: its asked-for nodes, and the index of the first one's row.
     sequences: Vec<(Range<usize>, usize)>,
@@ -66,6 +68,18 @@ impl Hidden {
         }
         self.states.clear();
         self.states.resize(first * hidden_size, 0.0);
+        self.boundary.clear();
+        &mut self.states
+    }
+
+    /// Makes room for the boundary states of the rows of [`Hidden::reset`] and returns it, `[rows, hidden_size]`.
+    pub fn reset_boundary(&mut self) -> &mut [f32] {
+        self.boundary.resize(self.states.len(), 0.0);
+        &mut self.boundary
+    }
+
+    /// The states to fill, `[rows, hidden_size]`.
+    pub fn states_mut(&mut self) -> &mut [f32] {
         &mut self.states
     }
 
@@ -83,6 +97,12 @@ impl Hidden {
     /// The state of one row, `[hidden_size]`.
     pub fn state(&self, row: usize) -> &[f32] {
         &self.states[row * self.hidden_size..][..self.hidden_size]
+    }
+
+    /// The state of one row where the streams begin (`M` at layer L0, not normalized), `[hidden_size]`; `None` when the
+    /// model does not keep it.
+    pub fn boundary(&self, row: usize) -> Option<&[f32]> {
+        self.boundary.get(row * self.hidden_size..(row + 1) * self.hidden_size)
     }
 
     /// The states of consecutive rows, `[rows, hidden_size]`.

@@ -25,7 +25,18 @@ impl CpuModel {
         let norm = loader.vector("model.norm.weight", config.hidden_size)?;
         let frequencies = config.rope.frequencies(config.head_dim);
         let workspace = Mutex::new(Workspace::new(options.num_threads.max(1)));
-        Ok(Self { isa: options.isa, embed_tokens, layers, norm, lm_head, frequencies, workspace, config, pool })
+        Ok(Self {
+            isa: options.isa,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            frequencies,
+            boundary: None,
+            workspace,
+            config,
+            pool,
+        })
     }
 }
 

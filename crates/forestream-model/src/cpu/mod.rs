@@ -48,6 +48,8 @@ pub struct CpuModel {
     lm_head: Option<PackedMatrix>,
     /// Rotary frequencies, `[head_dim / 2]`.
     frequencies: Vec<f64>,
+    /// The layer before which output rows' states are kept (L0).
+    boundary: Option<usize>,
     workspace: Mutex<Workspace>,
 }
 
@@ -81,6 +83,15 @@ impl CpuModel {
             num_kv_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim,
         }
+    }
+
+    /// Keeps the states of output rows before layer `layer_index`, for streams that begin there.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn keep_boundary(&mut self, layer_index: usize) {
+        assert!(layer_index < self.layers.len(), "layer {layer_index} of {}", self.layers.len());
+        self.boundary = Some(layer_index);
     }
 
     fn lm_head(&self) -> &PackedMatrix {

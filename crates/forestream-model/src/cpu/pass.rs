@@ -93,8 +93,13 @@ impl<'a, 'r> Pass<'a, 'r> {
     pub(super) fn run(mut self, hidden: &mut Hidden) {
         self.embed();
         self.find_rotations();
+        let width = self.model.config.hidden_size;
+        hidden.reset(self.rows, width);
         let last = self.model.layers.len() - 1;
         for (index, layer) in self.model.layers.iter().enumerate() {
+            if self.model.boundary == Some(index) {
+                self.keep_boundary(hidden.reset_boundary());
+            }
             self.project_qkv(layer);
             self.rotate_and_store(layer, index);
             if index == last {
@@ -107,13 +112,20 @@ impl<'a, 'r> Pass<'a, 'r> {
             self.add_attention(layer);
             self.add_mlp(layer);
         }
-        let width = self.model.config.hidden_size;
-        let states = hidden.reset(self.rows, width);
+        let states = hidden.states_mut();
         let (model, residual) = (self.model, &self.space.residual);
         let epsilon = model.config.rms_norm_eps;
         model.pool.for_each_row(states, width, &|row, to| {
             rms_norm(model.isa, &residual[row * width..][..width], &model.norm, epsilon, to);
         });
+    }
+
+    /// Copies the residual stream of the output rows.
+    fn keep_boundary(&self, boundary: &mut [f32]) {
+        let width = self.model.config.hidden_size;
+        for (to, &row) in boundary.chunks_exact_mut(width).zip(&self.space.batch.outputs) {
+            to.copy_from_slice(&self.space.residual[row * width..][..width]);
+        }
     }
 
     fn embed(&mut self) {

@@ -18,3 +18,4 @@ pub use contents::{Contents, TensorInfo};
 pub use gguf::{GgufArray, GgufMetadata, GgufStrings, GgufValue};
 pub(crate) use json::JsonFile;
 pub(crate) use llama2c::Llama2cHeader;
+pub(crate) use mmap::MappedFile;

@@ -1,0 +1,173 @@
+//! An adapter on disk: `adapter_config.json`, `adapter_model.safetensors`, and for people a card and its provenance.
+//!
+//! Rows of `q_proj` and `k_proj` changes are in the order that rotates halves (Hugging Face), whatever the base file does.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use half::f16;
+
+use super::config::AdapterConfig;
+use crate::weights::MappedFile;
+use crate::{DecoderConfig, ModelError, TokenId};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// The tensor of token ids that streams can propose.
+const DRAFT_VOCABULARY: &str = "draft_vocabulary";
+
+/// A trained adapter in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// Sizes, switches and the base model.
+    pub config: AdapterConfig,
+    /// Trained tensors by name, rows one after another; shapes as [`AdapterConfig::tensors`] says.
+    pub tensors: BTreeMap<String, Vec<f32>>,
+    /// The tokens that streams can propose, most frequent first; empty means all of them.
+    pub draft_vocabulary: Vec<TokenId>,
+}
+
+impl Adapter {
+    /// Reads the adapter in `directory` and checks it against the base model's sizes and fingerprint.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed, a tensor that is missing or has another shape, or another base model.
+    pub fn open(directory: &Path, base: &DecoderConfig, fingerprint: &str) -> Result<Self, ModelError> {
+        let config = Self::read_config(directory)?;
+        let path = directory.join(CONFIG);
+        if config.base_model.fingerprint != fingerprint {
+            let problem = format!(
+                "this adapter was trained for `{}` (fingerprint {}), but the model's fingerprint is {}; load that model, \
+                 or train an adapter for this one",
+                config.base_model.name,
+                short(&config.base_model.fingerprint),
+                short(fingerprint)
+            );
+            return Err(ModelError::unsupported(&path, problem));
+        }
+        config.validate(base).map_err(|problem| ModelError::malformed(&path, problem))?;
+        Self::read_weights(&directory.join(WEIGHTS), config, base)
+    }
+
+    /// Reads `adapter_config.json` alone.
+    ///
+    /// # Errors
+    /// No such file, or one that is not what it should be.
+    pub fn read_config(directory: &Path) -> Result<AdapterConfig, ModelError> {
+        let path = directory.join(CONFIG);
+        let bytes = std::fs::read(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| ModelError::malformed(&path, format!("not an adapter configuration: {error}")))
+    }
+
+    fn read_weights(path: &Path, config: AdapterConfig, base: &DecoderConfig) -> Result<Self, ModelError> {
+        let file = MappedFile::open(path)?;
+        let weights = SafeTensors::deserialize(file.bytes())
+            .map_err(|error| ModelError::malformed(path, format!("not a valid safetensors file: {error}")))?;
+        let mut tensors = BTreeMap::new();
+        for spec in config.tensors(base) {
+            let missing = || ModelError::malformed(path, format!("the tensor `{}` is missing", spec.name));
+            let view = weights.tensor(&spec.name).map_err(|_| missing())?;
+            if view.shape() != spec.shape {
+                let (name, expected, got) = (&spec.name, spec.shape, view.shape());
+                let problem = format!("the tensor `{name}` should be {expected:?}, but it is {got:?}");
+                return Err(ModelError::malformed(path, problem));
+            }
+            tensors.insert(spec.name.clone(), to_f32(path, &spec.name, &view)?);
+        }
+        let draft_vocabulary = match config.streams.draft_vocab_size {
+            Some(size) => read_vocabulary(path, &weights, size, base.vocab_size)?,
+            None => Vec::new(),
+        };
+        Ok(Self { config, tensors, draft_vocabulary })
+    }
+
+    /// Writes configuration and weights (in half precision) into `directory`, each under its name only when complete.
+    ///
+    /// # Errors
+    /// When the directory or a file cannot be written.
+    ///
+    /// # Panics
+    /// If a tensor of the configuration is missing or has another length.
+    pub fn save(&self, directory: &Path, base: &DecoderConfig) -> Result<(), ModelError> {
+        std::fs::create_dir_all(directory).map_err(|source| write_error(directory, source))?;
+        let bytes = self.to_safetensors(base);
+        write_whole(&directory.join(WEIGHTS), &bytes)?;
+        let mut json = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
+        json.push(b'\n');
+        write_whole(&directory.join(CONFIG), &json)
+    }
+
+    fn to_safetensors(&self, base: &DecoderConfig) -> Vec<u8> {
+        let mut parts: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        for spec in self.config.tensors(base) {
+            let bytes = self.tensors[&spec.name].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+            parts.push((spec.name, Dtype::F16, spec.shape.to_vec(), bytes));
+        }
+        if !self.draft_vocabulary.is_empty() {
+            let bytes = self.draft_vocabulary.iter().flat_map(|id| id.to_le_bytes()).collect();
+            parts.push((DRAFT_VOCABULARY.to_owned(), Dtype::U32, vec![self.draft_vocabulary.len()], bytes));
+        }
+        let views = parts.iter().map(|(name, dtype, shape, bytes)| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes).expect("as many bytes as the shape asks for");
+            (name.as_str(), view)
+        });
+        ::safetensors::serialize(views, None).expect("names are distinct and shapes small")
+    }
+}
+
+fn read_vocabulary(
+    path: &Path,
+    weights: &SafeTensors<'_>,
+    size: usize,
+    vocab_size: usize,
+) -> Result<Vec<TokenId>, ModelError> {
+    let problem = |problem: String| ModelError::malformed(path, format!("the tensor `{DRAFT_VOCABULARY}` {problem}"));
+    let view = weights.tensor(DRAFT_VOCABULARY).map_err(|_| problem("is missing".to_owned()))?;
+    if view.dtype() != Dtype::U32 || view.shape() != [size] {
+        return Err(problem(format!("should be U32 [{size}], but it is {:?} {:?}", view.dtype(), view.shape())));
+    }
+    let ids: Vec<TokenId> = view.data().as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(id) => Err(problem(format!("names token {id}, but the base model has {vocab_size}"))),
+        None => Ok(ids),
+    }
+}
+
+fn to_f32(path: &Path, name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, ModelError> {
+    let values: Vec<f32> = match view.dtype() {
+        Dtype::F32 => view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+        Dtype::F16 => view.data().as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+        other => {
+            let problem = format!("the tensor `{name}` has type {other:?}; F32 and F16 are supported");
+            return Err(ModelError::unsupported(path, problem));
+        }
+    };
+    match values.iter().position(|x| !x.is_finite()) {
+        Some(index) => {
+            let problem =
+                format!("element {index} of the tensor `{name}` is {}; train the adapter again", values[index]);
+            Err(ModelError::malformed(path, problem))
+        }
+        None => Ok(values),
+    }
+}
+
+/// Writes a file under a temporary name and renames it when it is complete.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    let temporary = path.with_extension("partial");
+    let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|source| {
+        let _ = std::fs::remove_file(&temporary); // nothing half-written stays behind
+        write_error(path, source)
+    })
+}
+
+fn write_error(path: &Path, source: std::io::Error) -> ModelError {
+    ModelError::Write { path: path.to_owned(), source }
+}
+
+fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..12).unwrap_or(fingerprint)
+}
