@@ -26,12 +26,22 @@ impl Budget {
             Self::Fixed(nodes) => (*nodes).max(1),
         }
     }
+
+    /// What passes cost, where that decides.
+    pub(crate) fn cost(&self) -> Option<&CostCurve> {
+        match self {
+            Self::Auto(cost) => Some(cost),
+            Self::Fixed(_) => None,
+        }
+    }
 }
 
 /// Seconds of a pass over n nodes: measured at some n, linear between, never falling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CostCurve {
     points: Vec<(usize, f64)>,
+    /// Seconds of drafting, besides the pass.
+    draft_seconds: f64,
 }
 
 impl CostCurve {
@@ -53,7 +63,7 @@ impl CostCurve {
         if kept.is_empty() {
             return Err(DecodeError::CostCurve { nodes: 0, seconds: 0.0 });
         }
-        Ok(Self { points: kept })
+        Ok(Self { points: kept, draft_seconds: 0.0 })
     }
 
     /// Times passes of each size `repetitions` times, sizes taking turns, and keeps the medians.
@@ -82,6 +92,24 @@ impl CostCurve {
         };
         let points: Vec<_> = sizes.iter().copied().zip(times.iter_mut().map(median)).collect();
         Self::new(&points)
+    }
+
+    /// The same passes with a drafter that takes this long.
+    pub fn with_draft_seconds(mut self, draft_seconds: f64) -> Self {
+        self.draft_seconds = draft_seconds;
+        self
+    }
+
+    /// Seconds that drafting takes.
+    pub fn draft_seconds(&self) -> f64 {
+        self.draft_seconds
+    }
+
+    /// The least score with which any node can pay: what the cheapest further node costs, in passes over one.
+    pub(crate) fn min_score(&self) -> f32 {
+        let slopes = self.points.windows(2).map(|pair| (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0) as f64);
+        let least = slopes.fold(f64::INFINITY, f64::min) / self.points[0].1;
+        if least.is_finite() { least as f32 } else { 0.0 }
     }
 
     /// The measured points, for keeping them in a file.

@@ -42,7 +42,7 @@ impl Combined {
 }
 
 impl Drafter for Combined {
-    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+    fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
         let root = draft.tree().token(NodeId::ROOT);
         for index in 0..self.drafters.len() {
             self.part.reset(root);
@@ -53,10 +53,11 @@ impl Drafter for Combined {
     }
 
     fn observe(&mut self, round: VerifiedRound<'_>) -> Result<(), DecodeError> {
-        let VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache } = round;
+        let VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache, cost } = round;
         for drafter in &mut self.drafters {
             let cache = &mut *cache;
-            let round = VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache };
+            let round =
+                VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache, cost };
             drafter.observe(round)?;
         }
         Ok(())
@@ -68,13 +69,14 @@ mod tests {
     use forestream_model::TokenId;
 
     use super::*;
-    use crate::{Limits, Random};
+    use crate::Limits;
+    use crate::testing::propose;
 
     /// Proposes one chain with the given scores.
     struct Chain(Vec<(TokenId, f32)>);
 
     impl Drafter for Chain {
-        fn draft(&mut self, _request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+        fn draft(&mut self, _request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
             for &(token, score) in &self.0 {
                 draft.push(draft.tree().last(), token, score);
             }
@@ -87,10 +89,8 @@ mod tests {
         let first = Chain(vec![(1, 0.5), (2, 0.4)]);
         let second = Chain(vec![(1, 0.8), (3, 0.7), (4, 0.6)]);
         let mut combined = Combined::new(vec![Box::new(first), Box::new(second)]);
-        let limits = Limits { max_nodes: 9, max_depth: 9, vocab_size: 10 };
-        let request = DraftRequest { context: &[0], limits, capacity: 10, random: Random::draft(0) };
-        let mut draft = Draft::new(0);
-        combined.draft(&request, &mut draft).unwrap();
+        let limits = Limits { max_nodes: 9, max_depth: 9, vocab_size: 10, min_score: 0.0 };
+        let draft = propose(&mut combined, &[0], limits);
         let tree = draft.tree();
         let nodes: Vec<_> =
             tree.node_ids().skip(1).map(|node| (tree.parent(node).unwrap().0, tree.token(node))).collect();

@@ -7,11 +7,14 @@ use std::ops::Range;
 
 use forestream_model::{Hidden, KvCache, Model, NodeId, TokenId, TokenTree};
 
-use crate::{DecodeError, Random};
+use crate::{CostCurve, DecodeError, Random};
 
 /// What a drafter may know and use.
-#[derive(Clone, Copy, Debug)]
 pub struct DraftRequest<'a> {
+    /// The model that will verify.
+    pub target: &'a dyn Model,
+    /// The sequence's cache, committed up to the last token but one. A drafter may use provisional rows; it must not commit.
+    pub cache: &'a mut KvCache,
     /// Prompt and answer so far; the last token is the root.
     pub context: &'a [TokenId],
     /// How large the tree may be.
@@ -20,10 +23,12 @@ pub struct DraftRequest<'a> {
     pub capacity: usize,
     /// The drafter's own random numbers; the target never uses them.
     pub random: Random,
+    /// What passes cost, where that is known and decides.
+    pub cost: Option<&'a CostCurve>,
 }
 
 /// How large a tree may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// The most nodes, root included; at least 1.
     pub max_nodes: usize,
@@ -31,6 +36,8 @@ pub struct Limits {
     pub max_depth: usize,
     /// Tokens from here on do not exist.
     pub vocab_size: usize,
+    /// Nodes of a lower score will not be verified.
+    pub min_score: f32,
 }
 
 /// A round after verification: what a drafter may learn from.
@@ -51,6 +58,8 @@ pub struct VerifiedRound<'a> {
     pub num_emitted: usize,
     /// The sequence's cache, committed up to the last token but one.
     pub cache: &'a mut KvCache,
+    /// What passes cost, where that is known and decides.
+    pub cost: Option<&'a CostCurve>,
 }
 
 /// Proposes tokens.
@@ -59,7 +68,7 @@ pub trait Drafter: Send {
     ///
     /// # Errors
     /// When the drafter's own model fails.
-    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError>;
+    fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError>;
 
     /// Learns from a verified round. Does nothing unless overridden.
     ///
@@ -220,7 +229,7 @@ impl Draft {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { max_nodes: 4, max_depth: 2, vocab_size: 100 };
+    const LIMITS: Limits = Limits { max_nodes: 4, max_depth: 2, vocab_size: 100, min_score: 0.0 };
 
     fn cut(draft: &Draft, limits: Limits) -> Draft {
         let mut kept = Draft::default();

@@ -56,6 +56,14 @@ pub enum DecodeError {
         /// The registered names.
         known: String,
     },
+    /// A strategy without what it works with.
+    #[error("the strategy `{strategy}` needs {missing}")]
+    MissingResource {
+        /// The strategy.
+        strategy: &'static str,
+        /// What is missing, and where to get it.
+        missing: &'static str,
+    },
     /// A drawn draft that is larger than was allowed; cutting it would bias the acceptance.
     #[error("a drawn draft has {nodes} nodes and depth {depth}, allowed are {max_nodes} and {max_depth}")]
     DraftTooLarge {

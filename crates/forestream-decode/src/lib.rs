@@ -24,6 +24,7 @@ mod sequence;
 mod settings;
 mod stats;
 mod trial_pass;
+mod worth;
 
 pub use acceptance::{Acceptance, SampleAndMatch};
 pub use budget::{Budget, CostCurve};

@@ -60,14 +60,15 @@ impl Round {
     /// The first failure; the sequences of the pass cannot go on after it.
     pub fn run(&mut self, target: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<(), DecodeError> {
         for sequence in active(sequences) {
-            sequence.plan(self.budget.max_nodes(), self.prefill_chunk)?;
+            sequence.plan(target, &self.budget, self.prefill_chunk)?;
         }
         if let Budget::Auto(cost) = &self.budget {
             self.ranking.cut(cost, sequences);
         }
         self.forward(target, sequences)?;
         for (sequence_index, sequence) in active(sequences).enumerate() {
-            sequence.finish_pass(target, &self.hidden, &mut self.logits, sequence_index)?;
+            let cost = self.budget.cost();
+            sequence.finish_pass(target, &self.hidden, &mut self.logits, sequence_index, cost)?;
         }
         Ok(())
     }

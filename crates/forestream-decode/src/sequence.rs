@@ -7,7 +7,7 @@ use forestream_model::{DecoderConfig, Hidden, KvCache, Model, NodeId, Outputs, R
 
 use crate::acceptance::{Acceptance, SampleAndMatch, Stop, Walk};
 use crate::draft::{DraftRequest, VerifiedRound};
-use crate::{DecodeError, Draft, Drafter, Limits, Random, Sampler, SamplingSettings, Stats};
+use crate::{Budget, CostCurve, DecodeError, Draft, Drafter, Limits, Random, Sampler, SamplingSettings, Stats};
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,8 +198,13 @@ impl Sequence {
         self.prompt_len.saturating_add(self.options.max_tokens).min(self.cache.capacity())
     }
 
-    /// Prepares the next pass: a part of the prompt, or a draft within `max_nodes`.
-    pub(crate) fn plan(&mut self, max_nodes: usize, prefill_chunk: usize) -> Result<(), DecodeError> {
+    /// Prepares the next pass: a part of the prompt, or a draft within the budget.
+    pub(crate) fn plan(
+        &mut self,
+        target: &dyn Model,
+        budget: &Budget,
+        prefill_chunk: usize,
+    ) -> Result<(), DecodeError> {
         let pending = &self.tokens[self.cache.len()..];
         if pending.len() > 1 {
             let chunk = &pending[..pending.len().min(prefill_chunk)];
@@ -211,17 +216,19 @@ impl Sequence {
         // The token after the deepest node is emitted too, so a draft is one token shorter than the rest of the text.
         let rest = self.max_len() - self.tokens.len() - 1;
         let limits = Limits {
-            max_nodes: max_nodes.min(self.cache.capacity() - self.cache.len()),
+            max_nodes: budget.max_nodes().min(self.cache.capacity() - self.cache.len()),
             max_depth: self.options.max_draft_depth.min(rest),
             vocab_size: self.vocab_size,
+            min_score: budget.cost().map_or(0.0, CostCurve::min_score),
         };
         self.proposal.reset(pending[0]);
         self.reserve(limits.max_nodes);
         if limits.max_nodes > 1 && limits.max_depth > 0 {
             let random = Random::draft(self.options.sampling.seed);
             let capacity = self.cache.capacity();
-            let request = DraftRequest { context: &self.tokens, limits, capacity, random };
-            self.drafter.draft(&request, &mut self.proposal)?;
+            let (context, cache, cost) = (&self.tokens[..], &mut self.cache, budget.cost());
+            let mut request = DraftRequest { target, cache, context, limits, capacity, random, cost };
+            self.drafter.draft(&mut request, &mut self.proposal)?;
         }
         self.cut(limits)
     }
@@ -253,7 +260,8 @@ impl Sequence {
 
     /// Keeps the best `num_nodes` of the planned draft.
     pub(crate) fn keep_best(&mut self, num_nodes: usize) {
-        let limits = Limits { max_nodes: num_nodes, max_depth: usize::MAX, vocab_size: self.vocab_size };
+        let (max_depth, vocab_size) = (usize::MAX, self.vocab_size);
+        let limits = Limits { max_nodes: num_nodes, max_depth, vocab_size, min_score: 0.0 };
         std::mem::swap(&mut self.proposal, &mut self.draft);
         self.proposal.cut_into(limits, &mut self.order, &mut self.draft);
     }
@@ -285,6 +293,7 @@ impl Sequence {
         hidden: &Hidden,
         logits: &mut [f32],
         sequence_index: usize,
+        cost: Option<&CostCurve>,
     ) -> Result<(), DecodeError> {
         let old_len = self.tokens.len();
         let start = if self.phase == Phase::Round { NodeId::ROOT } else { self.draft.tree().last() };
@@ -318,6 +327,7 @@ impl Sequence {
             context: &self.tokens,
             num_emitted,
             cache: &mut self.cache,
+            cost,
         })
     }
 

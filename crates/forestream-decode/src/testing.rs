@@ -9,12 +9,17 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use forestream_model::streams::{
+    ADAPTER_FORMAT_VERSION, AdapterConfig, Anchor, BaseModel, StreamConfig, StreamPosition, Streams, TrainingMode,
+};
 use forestream_model::{
     BLOCK_LEN, CacheShape, DecoderConfig, Hidden, KvCache, Model, ModelError, NodeId, RopeConfig, RopeScaling,
     RopeStyle, Row, TokenId,
 };
 
 use crate::random::mix;
+#[cfg(test)]
+use crate::{Draft, DraftRequest, Drafter, Limits, Random};
 
 const SHAPE: CacheShape = CacheShape { num_layers: 2, num_kv_heads: 2, head_dim: 2 };
 /// Half-precision numbers hold integers up to 2048 exactly.
@@ -48,6 +53,9 @@ pub struct FakeModel {
     prefixes: Mutex<Vec<Prefix>>,
     num_passes: AtomicUsize,
     max_nodes: AtomicUsize,
+    adapter: AdapterConfig,
+    /// The tokens that streams can propose: not in the order of their ids.
+    draft_vocabulary: Vec<TokenId>,
 }
 
 impl FakeModel {
@@ -70,7 +78,9 @@ impl FakeModel {
             has_qk_norm: false,
         };
         let (num_passes, max_nodes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { config, sharpness, prefixes: Mutex::default(), num_passes, max_nodes }
+        let draft_vocabulary = (0..vocab_size as TokenId).rev().filter(|token| token % 5 != 4).collect();
+        let adapter = adapter(&config);
+        Self { config, sharpness, prefixes: Mutex::default(), num_passes, max_nodes, adapter, draft_vocabulary }
     }
 
     /// Passes so far.
@@ -86,11 +96,9 @@ impl FakeModel {
     /// The logits after the given hashes.
     fn logit(&self, state: &[f32], token: usize) -> f32 {
         let hash = |pieces: &[f32]| pieces.iter().fold(0, |hash, &piece| (hash << 16) | piece as u64);
-        let unit = |number: u64| (mix(number) >> 40) as f32 / (1_u64 << 24) as f32;
         let (whole, recent) = (hash(&state[..4]), hash(&state[4..]));
-        let leaning = unit(recent.wrapping_add(token as u64 * 0x9e37)).powi(3);
         let surprise = unit(whole.wrapping_add(token as u64 * 0x79b9));
-        self.sharpness * (leaning + 0.25 * surprise)
+        self.sharpness * (leaning(recent, token as TokenId) + 0.25 * surprise)
     }
 
     fn check(&self, row: &Row<'_>) -> Result<(), ModelError> {
@@ -116,6 +124,44 @@ impl FakeModel {
             let before = tree.parent(node).map_or(committed, |parent: NodeId| prefixes[parent.index()]);
             prefixes.push(before.then(read_slot(row.cache, len + node.index())));
         }
+    }
+}
+
+/// A hash of the last two tokens of a text.
+fn recent(before_last: TokenId, last: TokenId) -> u64 {
+    mix((u64::from(before_last % 2) << 32) | u64::from(last))
+}
+
+/// How much a text that ends in these tokens leans to `token`.
+fn leaning(recent: u64, token: TokenId) -> f32 {
+    unit(recent.wrapping_add(u64::from(token) * 0x9e37)).powi(3)
+}
+
+fn unit(number: u64) -> f32 {
+    (mix(number) >> 40) as f32 / (1_u64 << 24) as f32
+}
+
+/// Three streams in the second layer.
+fn adapter(config: &DecoderConfig) -> AdapterConfig {
+    AdapterConfig {
+        format_version: ADAPTER_FORMAT_VERSION,
+        base_model: BaseModel {
+            name: "fake".to_owned(),
+            fingerprint: String::new(),
+            architecture: config.architecture.clone(),
+        },
+        mode: TrainingMode::Lossless,
+        streams: StreamConfig {
+            num_streams: 3,
+            num_msa_layers: 1,
+            position: StreamPosition::Following,
+            token_conditioning: true,
+            sampler_size: Some(4),
+            draft_vocab_size: None,
+        },
+        lora: None,
+        main_lora: None,
+        calibration: Vec::new(),
     }
 }
 
@@ -173,14 +219,16 @@ impl Model for FakeModel {
             Self::run(row, &mut prefixes);
             for node in row.outputs.nodes(row.tree.len()) {
                 let Prefix { whole, last, before_last } = prefixes[node];
-                let recent = mix((u64::from(before_last % 2) << 32) | u64::from(last));
-                let pieces = [whole, recent].into_iter().flat_map(|hash| [48, 32, 16, 0].map(|bits| hash >> bits));
+                let pieces = [whole, recent(before_last, last)]
+                    .into_iter()
+                    .flat_map(|hash| [48, 32, 16, 0].map(|bits| hash >> bits));
                 let state = states.next().expect("one state for each node that was asked for");
                 for (channel, piece) in state.iter_mut().zip(pieces) {
                     *channel = f32::from(piece as u16);
                 }
             }
         }
+        hidden.keep_states_as_boundary();
         Ok(())
     }
 
@@ -191,4 +239,62 @@ impl Model for FakeModel {
             logits.extend((0..self.config.vocab_size).map(|token| self.logit(state, token)));
         }
     }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        Some(self)
+    }
+}
+
+/// Streams that know the concrete parent, but of the token before it only whether it was even.
+impl Streams for FakeModel {
+    fn adapter(&self) -> &AdapterConfig {
+        &self.adapter
+    }
+
+    fn num_parameters(&self) -> usize {
+        self.adapter.num_parameters(&self.config)
+    }
+
+    fn draft_vocabulary(&self) -> &[TokenId] {
+        &self.draft_vocabulary
+    }
+
+    fn run(&self, rows: &mut [Row<'_>], anchors: &[Anchor<'_>], states: &mut Hidden) -> Result<(), ModelError> {
+        for (row, anchor) in rows.iter_mut().zip(anchors) {
+            let (last, len) = (*row.cache.tokens().last().expect("streams follow a committed token"), row.cache.len());
+            let expected = recent(row.cache.tokens().get(len.wrapping_sub(2)).copied().unwrap_or(0), last);
+            let got = anchor.boundary[4..].iter().fold(0, |hash, &piece| (hash << 16) | piece as u64);
+            assert_eq!(got, expected, "the boundary state is that of the last committed token");
+            row.cache.reserve(row.tree)?;
+            for node in row.tree.node_ids() {
+                write_slot(row.cache, len + node.index(), anchor.next_token, 999); // nobody may read this later
+            }
+        }
+        states.reset(rows, HIDDEN_SIZE);
+        Ok(())
+    }
+
+    fn stream_logits(&self, _states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
+        logits.clear();
+        logits.resize(rows.len() * self.draft_vocabulary.len(), 0.0);
+    }
+
+    fn parent_logits(&self, parents: &[TokenId], logits: &mut Vec<f32>) {
+        logits.clear();
+        for &parent in parents {
+            let lean = |token: &TokenId| self.sharpness * leaning(recent(0, parent), *token);
+            logits.extend(self.draft_vocabulary.iter().map(lean));
+        }
+    }
+}
+
+/// What `drafter` proposes after `context`, with a fake model as target.
+#[cfg(test)]
+pub(crate) fn propose(drafter: &mut dyn Drafter, context: &[TokenId], limits: Limits) -> Draft {
+    let target = FakeModel::new(limits.vocab_size, 1.0);
+    let mut draft = Draft::new(context[context.len() - 1]);
+    let (cache, random) = (&mut target.new_cache(256), Random::draft(0));
+    let mut request = DraftRequest { target: &target, cache, context, limits, capacity: 256, random, cost: None };
+    drafter.draft(&mut request, &mut draft).expect("the fake model refuses nothing");
+    draft
 }

@@ -129,7 +129,7 @@ impl Hostile {
 }
 
 impl Drafter for Hostile {
-    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+    fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
         let mut on_path = NodeId::ROOT;
         for step in 0..30 {
             let random_parent = NodeId(self.number(draft.tree().len()) as u32);

@@ -24,7 +24,7 @@ const DRAFT_PROBS: [f64; VOCAB_SIZE] = [0.05, 0.4, 0.3, 0.15, 0.1];
 struct Drawing;
 
 impl Drawing {
-    fn draw_children(request: &DraftRequest<'_>, parent: NodeId, draft: &mut Draft) -> NodeId {
+    fn draw_children(request: &mut DraftRequest<'_>, parent: NodeId, draft: &mut Draft) -> NodeId {
         let mut law: Vec<(TokenId, f64)> = (0..).zip(DRAFT_PROBS).collect();
         let position = request.context.len() + draft.tree().depth(parent);
         draft.set_draft_probs(parent, law.iter().copied());
@@ -44,7 +44,7 @@ impl Drawing {
 }
 
 impl Drafter for Drawing {
-    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+    fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
         let first = Self::draw_children(request, NodeId::ROOT, draft);
         if request.limits.max_depth > 1 {
             Self::draw_children(request, first, draft);

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::streams::Streams;
 use crate::{DecoderConfig, KvCache, ModelError, NodeId, TokenTree};
 
 /// Which nodes of a tree will be asked for logits.
@@ -78,6 +79,11 @@ impl Hidden {
         &mut self.boundary
     }
 
+    /// Takes the states for boundary states too, for a model whose streams begin behind its last layer.
+    pub fn keep_states_as_boundary(&mut self) {
+        self.boundary.clone_from(&self.states);
+    }
+
     /// The states to fill, `[rows, hidden_size]`.
     pub fn states_mut(&mut self) -> &mut [f32] {
         &mut self.states
@@ -130,4 +136,9 @@ pub trait Model: Send + Sync {
 
     /// Vocabulary logits of consecutive rows of `hidden`, written to `logits` as `[rows, vocab_size]`.
     fn logits(&self, hidden: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>);
+
+    /// The speculative streams of this model; `None` without an adapter.
+    fn streams(&self) -> Option<&dyn Streams> {
+        None
+    }
 }

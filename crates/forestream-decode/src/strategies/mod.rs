@@ -4,17 +4,20 @@
 
 mod ngram;
 mod none;
+mod streaming;
 mod suffix_automaton;
 
 pub use ngram::Ngram;
 pub use none::Plain;
+pub use streaming::Streaming;
 
 use crate::{Combined, DecodeError, Drafter};
 
 /// Every strategy, in the order in which help shows them.
 pub static STRATEGIES: &[&Strategy] = &[
-    &none::STRATEGY,  //
-    &ngram::STRATEGY, //
+    &none::STRATEGY,      //
+    &ngram::STRATEGY,     //
+    &streaming::STRATEGY, //
 ];
 
 /// A registered way to draft.
@@ -36,12 +39,30 @@ pub struct Strategy {
 pub enum Requires {
     /// Nothing.
     Nothing,
+    /// A target with streams: an adapter.
+    Streams,
 }
 
-/// What strategies are built from. Empty so far: neither strategy needs more than the text.
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub struct Resources {}
+/// What there is to draft with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resources {
+    /// Whether the target has streams.
+    pub has_streams: bool,
+}
+
+impl Strategy {
+    /// A drafter for one sequence.
+    ///
+    /// # Errors
+    /// [`DecodeError::MissingResource`] when something is not there that the strategy needs.
+    pub fn drafter(&self, resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
+        let missing = match self.requires {
+            Requires::Streams if !resources.has_streams => "a trained adapter for this model; name one with --adapter",
+            _ => return (self.build)(resources),
+        };
+        Err(DecodeError::MissingResource { strategy: self.name, missing })
+    }
+}
 
 /// The strategy of that name.
 ///
@@ -61,7 +82,7 @@ pub fn find(name: &str) -> Result<&'static Strategy, DecodeError> {
 /// [`DecodeError::UnknownStrategy`], or what a strategy says when something that it needs is missing.
 pub fn build(names: &str, resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
     let names = names.split(',').map(str::trim);
-    let mut drafters = names.map(|name| (find(name)?.build)(resources)).collect::<Result<Vec<_>, _>>()?;
+    let mut drafters = names.map(|name| find(name)?.drafter(resources)).collect::<Result<Vec<_>, _>>()?;
     Ok(match drafters.len() {
         1 => drafters.remove(0),
         _ => Box::new(Combined::new(drafters)),
@@ -76,10 +97,12 @@ mod tests {
     fn names_are_unique_and_lists_combine() {
         for (index, strategy) in STRATEGIES.iter().enumerate() {
             assert!(STRATEGIES[index + 1..].iter().all(|other| other.name != strategy.name));
-            assert!(build(strategy.name, &Resources::default()).is_ok());
+            assert!(build(strategy.name, &Resources { has_streams: true }).is_ok());
         }
         assert!(build("none, ngram", &Resources::default()).is_ok());
         let error = build("ngram,nonsense", &Resources::default()).err().unwrap();
-        assert_eq!(error.to_string(), "unknown strategy `nonsense`; known are none, ngram");
+        assert_eq!(error.to_string(), "unknown strategy `nonsense`; known are none, ngram, streaming");
+        let error = build("streaming", &Resources::default()).err().unwrap();
+        assert!(error.to_string().contains("--adapter"), "{error}");
     }
 }

@@ -165,7 +165,7 @@ impl Default for Ngram {
 }
 
 impl Drafter for Ngram {
-    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+    fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
         self.read(request.context, request.capacity);
         self.queue.clear();
         self.num_queued = 0;
@@ -274,14 +274,12 @@ impl Experience {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Limits, Random};
+    use crate::Limits;
+    use crate::testing::propose;
 
     fn draft(ngram: &mut Ngram, context: &[TokenId], max_nodes: usize) -> Draft {
-        let limits = Limits { max_nodes, max_depth: 16, vocab_size: 1000 };
-        let request = DraftRequest { context, limits, capacity: 256, random: Random::draft(0) };
-        let mut draft = Draft::new(*context.last().unwrap());
-        ngram.draft(&request, &mut draft).unwrap();
-        draft
+        let limits = Limits { max_nodes, max_depth: 16, vocab_size: 1000, min_score: 0.0 };
+        propose(ngram, context, limits)
     }
 
     fn children(draft: &Draft, node: NodeId) -> Vec<TokenId> {

@@ -16,7 +16,7 @@ pub(super) static STRATEGY: Strategy = Strategy {
 pub struct Plain;
 
 impl Drafter for Plain {
-    fn draft(&mut self, _request: &DraftRequest<'_>, _draft: &mut Draft) -> Result<(), DecodeError> {
+    fn draft(&mut self, _request: &mut DraftRequest<'_>, _draft: &mut Draft) -> Result<(), DecodeError> {
         Ok(())
     }
 }

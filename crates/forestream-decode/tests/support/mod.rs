@@ -45,7 +45,7 @@ pub(crate) fn budgets() -> Vec<Budget> {
 }
 
 pub(crate) fn drafter(names: &str) -> Box<dyn Drafter> {
-    strategies::build(names, &Resources::default()).unwrap()
+    strategies::build(names, &Resources { has_streams: true }).unwrap()
 }
 
 pub(crate) fn options(sampling: &SamplingSettings) -> SequenceOptions {
@@ -89,7 +89,7 @@ pub(crate) struct Oracle {
 }
 
 impl Drafter for Oracle {
-    fn draft(&mut self, request: &DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+    fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
         for &token in self.text[request.context.len()..].iter().take(request.limits.max_nodes - 1) {
             draft.push(draft.tree().last(), token, 0.9);
         }

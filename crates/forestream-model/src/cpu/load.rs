@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use forestream_kernels::formats::Format;
 use forestream_kernels::{PackedMatrix, RowOrder, ThreadPool, WeightMemory};
 
 use super::layer::Layer;
@@ -17,7 +18,7 @@ impl CpuModel {
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self, ModelError> {
         let config = checkpoint.config().clone();
         let pool = ThreadPool::new(options.num_threads.max(1));
-        let loader = Loader { checkpoint, pool: &pool, memory: WeightMemory::new() };
+        let loader = Loader::new(checkpoint, &pool);
         // The largest matrices come first: while one is packed, its pages of the file are in memory too.
         let lm_head = (!config.tie_word_embeddings).then(|| loader.vocabulary_matrix("lm_head.weight")).transpose()?;
         let embed_tokens = loader.vocabulary_matrix("model.embed_tokens.weight")?;
@@ -33,6 +34,7 @@ impl CpuModel {
             lm_head,
             frequencies,
             boundary: None,
+            streams: None,
             workspace,
             config,
             pool,
@@ -40,13 +42,18 @@ impl CpuModel {
     }
 }
 
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    pool: &'a ThreadPool,
+/// Packs weights of a checkpoint.
+pub(super) struct Loader<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) pool: &'a ThreadPool,
     memory: WeightMemory,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    pub(super) fn new(checkpoint: &'a Checkpoint, pool: &'a ThreadPool) -> Self {
+        Self { checkpoint, pool, memory: WeightMemory::new() }
+    }
+
     /// A matrix `[vocab_size, hidden_size]`.
     fn vocabulary_matrix(&self, name: &str) -> Result<PackedMatrix, ModelError> {
         let config = self.checkpoint.config();
@@ -55,7 +62,8 @@ impl Loader<'_> {
         Ok(matrix)
     }
 
-    fn layer(&self, index: usize) -> Result<Layer, ModelError> {
+    /// Decoder layer `index`.
+    pub(super) fn layer(&self, index: usize) -> Result<Layer, ModelError> {
         let config = self.checkpoint.config();
         let name = |suffix: &str| format!("model.layers.{index}.{suffix}");
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -119,11 +127,23 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize, order: RowOrder) -> Result<PackedMatrix, ModelError> {
         let weight: Weight<'_> = self.checkpoint.weight(name)?.expect_shape(rows, cols)?;
-        PackedMatrix::pack(self.pool, &self.memory, weight.format, [rows, cols], &weight.bytes, order).map_err(
-            |error| ModelError::Malformed {
+        self.pack(name, weight.format, [rows, cols], &weight.bytes, order)
+    }
+
+    /// Packs a matrix of the given shape; `name` is for the error.
+    pub(super) fn pack(
+        &self,
+        name: &str,
+        format: Format,
+        shape: [usize; 2],
+        bytes: &[u8],
+        order: RowOrder,
+    ) -> Result<PackedMatrix, ModelError> {
+        PackedMatrix::pack(self.pool, &self.memory, format, shape, bytes, order).map_err(|error| {
+            ModelError::Malformed {
                 path: self.checkpoint.path().into(),
                 problem: format!("the weight `{name}`: {error}"),
-            },
-        )
+            }
+        })
     }
 }

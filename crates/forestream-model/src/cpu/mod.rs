@@ -6,16 +6,20 @@
 mod batch;
 mod layer;
 mod load;
+mod load_streams;
 mod pass;
+mod streams;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use forestream_kernels::{Isa, PackedMatrix, ThreadPool, matmul};
 
+use crate::streams::Streams;
 use crate::{CacheShape, DecoderConfig, Hidden, KvCache, Model, ModelError, Row};
 use layer::Layer;
 use pass::{Pass, Workspace};
+use streams::CpuStreams;
 
 /// How to load a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,7 @@ pub struct CpuModel {
     frequencies: Vec<f64>,
     /// The layer before which output rows' states are kept (L0).
     boundary: Option<usize>,
+    streams: Option<CpuStreams>,
     workspace: Mutex<Workspace>,
 }
 
@@ -64,6 +69,11 @@ impl CpuModel {
     pub fn bytes_per_token(&self) -> usize {
         let table = if self.lm_head.is_some() { self.embed_tokens.num_bytes() } else { 0 };
         self.weight_bytes() - table
+    }
+
+    /// Bytes of the streams' own weights; 0 without an adapter.
+    pub fn stream_bytes(&self) -> usize {
+        self.streams.as_ref().map_or(0, CpuStreams::num_bytes)
     }
 
     /// Number of threads of a pass.
@@ -119,18 +129,26 @@ impl Model for CpuModel {
     }
 
     fn logits(&self, hidden: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
+        self.multiply_head(hidden, rows, self.lm_head(), logits);
+    }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        self.streams.is_some().then_some(self as &dyn Streams)
+    }
+}
+
+impl CpuModel {
+    /// The product of final states with a head, `[rows, tokens]`.
+    fn multiply_head(&self, hidden: &Hidden, rows: Range<usize>, head: &PackedMatrix, logits: &mut Vec<f32>) {
         let (num_rows, width) = (rows.len(), self.config.hidden_size);
         let states = hidden.states(rows);
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let fill = |row: usize, to: &mut [f32]| to.copy_from_slice(&states[row * width..][..width]);
         workspace.activations.fill(&self.pool, self.isa, [num_rows, width], &fill);
-        logits.resize(num_rows * self.config.vocab_size, 0.0);
-        let head = std::slice::from_ref(self.lm_head());
-        matmul(&self.pool, self.isa, &workspace.activations, head, logits);
+        logits.resize(num_rows * head.rows(), 0.0);
+        matmul(&self.pool, self.isa, &workspace.activations, std::slice::from_ref(head), logits);
     }
-}
 
-impl CpuModel {
     /// Refuses what cannot run before any cache changes.
     fn check(&self, rows: &[Row<'_>]) -> Result<(), ModelError> {
         let vocab_size = self.config.vocab_size;

@@ -11,6 +11,8 @@ use half::f16;
 use super::CpuModel;
 use super::batch::Batch;
 use super::layer::Layer;
+use super::streams::StreamScratch;
+use crate::streams::StreamPosition;
 use crate::{Hidden, KvCache, Row};
 
 /// Buffers of a pass, reused by the next one.
@@ -18,7 +20,7 @@ use crate::{Hidden, KvCache, Row};
 pub(super) struct Workspace {
     batch: Batch,
     /// The residual stream, `[rows, hidden_size]`.
-    residual: Vec<f32>,
+    pub(super) residual: Vec<f32>,
     /// Inputs of the next product.
     pub(super) activations: Activations,
     /// Queries, keys and values, `[rows, q_len + 2 kv_len]`.
@@ -35,6 +37,7 @@ pub(super) struct Workspace {
     cosines: Vec<f32>,
     sines: Vec<f32>,
     threads: Vec<Mutex<ThreadScratch>>,
+    pub(super) streams: StreamScratch,
 }
 
 /// Buffers of one thread.
@@ -59,6 +62,7 @@ impl Workspace {
             cosines: Vec::new(),
             sines: Vec::new(),
             threads: (0..num_threads).map(|_| Mutex::default()).collect(),
+            streams: StreamScratch::default(),
         }
     }
 }
@@ -91,15 +95,34 @@ impl<'a, 'r> Pass<'a, 'r> {
 
     /// Runs all layers and leaves the normalized states of the output rows in `hidden`.
     pub(super) fn run(mut self, hidden: &mut Hidden) {
+        hidden.reset(self.rows, self.model.config.hidden_size);
         self.embed();
         self.find_rotations();
-        let width = self.model.config.hidden_size;
-        hidden.reset(self.rows, width);
-        let last = self.model.layers.len() - 1;
-        for (index, layer) in self.model.layers.iter().enumerate() {
-            if self.model.boundary == Some(index) {
-                self.keep_boundary(hidden.reset_boundary());
+        let (bottom, top) = self.model.layers.split_at(self.model.boundary.unwrap_or(0));
+        self.run_layers(bottom, 0);
+        if self.model.boundary.is_some() {
+            self.keep_boundary(hidden.reset_boundary());
+        }
+        self.run_layers(top, bottom.len());
+        self.normalize_outputs(hidden.states_mut());
+    }
+
+    /// Runs the `layers` of streams, whose rows start at `residual`, and leaves their normalized states in `states`.
+    pub(super) fn run_streams(mut self, layers: &[Layer], position: StreamPosition, states: &mut Hidden) {
+        if position == StreamPosition::Anchor {
+            for (row, rows) in self.rows.iter().zip(&self.space.batch.sequences) {
+                self.space.batch.positions[rows.clone()].fill(row.cache.len() - 1);
             }
+        }
+        self.find_rotations();
+        self.run_layers(layers, self.model.layers.len() - layers.len());
+        self.normalize_outputs(states.states_mut());
+    }
+
+    /// Runs `layers`, of which the first is layer `first` of the model; after the last one only output rows are left.
+    fn run_layers(&mut self, layers: &[Layer], first: usize) {
+        let last = self.model.layers.len() - 1;
+        for (index, layer) in layers.iter().enumerate().map(|(offset, layer)| (first + offset, layer)) {
             self.project_qkv(layer);
             self.rotate_and_store(layer, index);
             if index == last {
@@ -112,9 +135,11 @@ impl<'a, 'r> Pass<'a, 'r> {
             self.add_attention(layer);
             self.add_mlp(layer);
         }
-        let states = hidden.states_mut();
+    }
+
+    fn normalize_outputs(&self, states: &mut [f32]) {
         let (model, residual) = (self.model, &self.space.residual);
-        let epsilon = model.config.rms_norm_eps;
+        let (width, epsilon) = (model.config.hidden_size, model.config.rms_norm_eps);
         model.pool.for_each_row(states, width, &|row, to| {
             rms_norm(model.isa, &residual[row * width..][..width], &model.norm, epsilon, to);
         });

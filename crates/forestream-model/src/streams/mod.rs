@@ -5,9 +5,11 @@
 
 mod adapter;
 mod config;
+mod interface;
 
 pub use adapter::Adapter;
 pub use config::{
     ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, Calibration, LoraConfig, MainLoraConfig, Projection,
     StreamConfig, StreamPosition, TensorSpec, TrainingMode,
 };
+pub use interface::{Anchor, Streams};

@@ -1,0 +1,220 @@
+//! Speculative Streaming: the model's own streams guess the tokens after the next one.
+//!
+//! ```text
+//! observe  keeps the boundary state of the accepted node
+//! draft    runs its streams (deferred pass); stream j proposes depth j, one parent after another
+//! ```
+//!
+//! The logits of a depth are the stream's own plus what the concrete parent adds. A child's score is its parent's times the
+//! calibrated probability of the proposal, so that the tree is ranked path by path; the budget keeps the best nodes.
+//! Source: Speculative Streaming (arXiv 2402.11131); best-first trees: `DDTree` (arXiv 2604.12989); `docs/streams.md`.
+
+use forestream_model::streams::{Anchor, Calibration, Streams};
+use forestream_model::{Hidden, NodeId, Outputs, Row, TokenId, TokenTree};
+
+use super::{Requires, Strategy};
+use crate::draft::{DraftRequest, VerifiedRound};
+use crate::worth::Worth;
+use crate::{DecodeError, Draft, Drafter};
+
+pub(super) static STRATEGY: Strategy = Strategy {
+    name: "streaming",
+    summary: "the model's own speculative streams, from a trained adapter",
+    requires: Requires::Streams,
+    build: |_| Ok(Box::new(Streaming::new())),
+};
+
+/// Children that a parent may have.
+const MAX_CHILDREN: usize = 8;
+/// Parents of a depth whose children are looked at.
+const MAX_PARENTS: usize = 6;
+/// Less probable nodes are not worth looking at.
+const MIN_SCORE: f32 = 0.02;
+/// Logits this far below the best one add nothing to a probability that matters (e^-14 is below one in a million).
+const NEGLIGIBLE: f32 = 14.0;
+
+/// Drafts from the streams of the last accepted node.
+#[derive(Debug)]
+pub struct Streaming {
+    /// Boundary state of the last committed token; empty before the first round.
+    boundary: Vec<f32>,
+    worth: Worth,
+    /// One node for each stream.
+    chain: TokenTree,
+    states: Hidden,
+    /// `[streams, draft_vocabulary]`
+    stream_logits: Vec<f32>,
+    /// `[parents, draft_vocabulary]`
+    parent_logits: Vec<f32>,
+    /// Nodes of the depth above, best first.
+    parents: Vec<Parent>,
+    children: Vec<Parent>,
+    tokens: Vec<TokenId>,
+    proposals: Vec<Proposal>,
+}
+
+/// A node that may get children.
+#[derive(Clone, Copy, Debug)]
+struct Parent {
+    node: NodeId,
+    token: TokenId,
+    score: f32,
+}
+
+/// A column of the logits that is not negligible.
+#[derive(Clone, Copy, Debug)]
+struct Proposal {
+    column: u32,
+    logit: f32,
+}
+
+impl Streaming {
+    /// A drafter that has seen no round yet.
+    pub fn new() -> Self {
+        Self {
+            boundary: Vec::new(),
+            worth: Worth::default(),
+            chain: TokenTree::root(0),
+            states: Hidden::new(),
+            stream_logits: Vec::new(),
+            parent_logits: Vec::new(),
+            parents: Vec::new(),
+            children: Vec::new(),
+            tokens: Vec::new(),
+            proposals: Vec::new(),
+        }
+    }
+
+    /// Runs `num_streams` streams behind the committed rows.
+    fn run(
+        &mut self,
+        streams: &dyn Streams,
+        num_streams: usize,
+        request: &mut DraftRequest<'_>,
+    ) -> Result<(), DecodeError> {
+        let next_token = request.context[request.context.len() - 1];
+        self.chain.reset(next_token);
+        for _ in 1..num_streams {
+            self.chain.push(self.chain.last(), next_token);
+        }
+        let row = Row { tree: &self.chain, cache: &mut *request.cache, outputs: Outputs::All };
+        streams.run(&mut [row], &[Anchor { boundary: &self.boundary, next_token }], &mut self.states)?;
+        streams.stream_logits(&self.states, 0..num_streams, &mut self.stream_logits);
+        Ok(())
+    }
+
+    /// Adds the children of all parents of one depth, and makes the best of them the next parents.
+    fn grow(&mut self, streams: &dyn Streams, stream_index: usize, draft: &mut Draft) {
+        let vocabulary = streams.draft_vocabulary();
+        let calibration = streams.adapter().calibration.get(stream_index).copied().unwrap_or_default();
+        self.tokens.clear();
+        self.tokens.extend(self.parents.iter().map(|parent| parent.token));
+        streams.parent_logits(&self.tokens, &mut self.parent_logits);
+        self.children.clear();
+        for index in 0..self.parents.len() {
+            let parent = self.parents[index];
+            let own = &self.stream_logits[stream_index * vocabulary.len()..][..vocabulary.len()];
+            let added = self.parent_logits.get(index * vocabulary.len()..(index + 1) * vocabulary.len());
+            let log_sum = find_proposals(own, added, &mut self.proposals);
+            for proposal in &self.proposals {
+                let score = parent.score * probability(*proposal, log_sum, calibration);
+                if score < MIN_SCORE {
+                    break;
+                }
+                let token = vocabulary[proposal.column as usize];
+                let node = draft.push(parent.node, token, score);
+                self.children.push(Parent { node, token, score: draft.score(node) });
+            }
+        }
+        self.children.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.node.cmp(&b.node)));
+        self.children.truncate(MAX_PARENTS);
+        std::mem::swap(&mut self.parents, &mut self.children);
+    }
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drafter for Streaming {
+    fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+        let Some(streams) = request.target.streams() else { return Ok(()) };
+        let room = request.cache.capacity() - request.cache.len();
+        let num_streams = streams.adapter().streams.num_streams.min(request.limits.max_depth).min(room);
+        if self.boundary.is_empty() || num_streams == 0 || !self.worth.decide(request.cost) {
+            return Ok(());
+        }
+        self.run(streams, num_streams, request)?;
+        self.parents.clear();
+        self.parents.push(Parent { node: NodeId::ROOT, token: draft.tree().token(NodeId::ROOT), score: 1.0 });
+        for stream_index in 0..num_streams {
+            self.grow(streams, stream_index, draft);
+            if self.parents.first().is_none_or(|best| best.score < request.limits.min_score) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, round: VerifiedRound<'_>) -> Result<(), DecodeError> {
+        let last = round.path[round.path.len() - 1];
+        let row = round.hidden.row_of(round.sequence_index, last);
+        self.boundary.clear();
+        if let Some(state) = row.and_then(|row| round.hidden.boundary(row)) {
+            self.boundary.extend_from_slice(state);
+        }
+        self.worth.record(round.cost, round.draft.tree().len(), round.num_emitted);
+        Ok(())
+    }
+}
+
+/// The best [`MAX_CHILDREN`] columns of `own + added`, best first; returns the logarithm of the sum of exponentials.
+fn find_proposals(own: &[f32], added: Option<&[f32]>, proposals: &mut Vec<Proposal>) -> f32 {
+    let logit = |column: usize| own[column] + added.map_or(0.0, |added| added[column]);
+    let largest = (0..own.len()).map(logit).fold(f32::NEG_INFINITY, f32::max);
+    proposals.clear();
+    let mut sum = 0.0;
+    for column in 0..own.len() {
+        let logit = logit(column);
+        if logit > largest - NEGLIGIBLE {
+            sum += (logit - largest).exp();
+            proposals.push(Proposal { column: column as u32, logit });
+        }
+    }
+    let by_logit = |a: &Proposal, b: &Proposal| b.logit.total_cmp(&a.logit).then(a.column.cmp(&b.column));
+    if proposals.len() > MAX_CHILDREN {
+        proposals.select_nth_unstable_by(MAX_CHILDREN, by_logit);
+        proposals.truncate(MAX_CHILDREN);
+    }
+    proposals.sort_unstable_by(by_logit);
+    largest + f32::ln(sum)
+}
+
+/// How probably the target agrees, given that it has agreed so far.
+fn probability(proposal: Proposal, log_sum: f32, calibration: Calibration) -> f32 {
+    calibration.apply((proposal.logit - log_sum).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proposals_are_the_best_columns_of_the_sum() {
+        let own: Vec<f32> = (0..100).map(|column| (column * 37 % 100) as f32 * 0.1).collect();
+        let mut proposals = Vec::new();
+        let log_sum = find_proposals(&own, None, &mut proposals);
+        let exact = own.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+        assert!((f64::from(log_sum) - exact).abs() < 1e-4, "{log_sum}, {exact}");
+        assert_eq!(proposals.len(), MAX_CHILDREN);
+        assert!(proposals.is_sorted_by(|a, b| a.logit > b.logit));
+        assert!((proposals[0].logit - 9.9).abs() < 1e-6);
+
+        let mut added = vec![0.0; 100];
+        added[3] = 20.0;
+        find_proposals(&own, Some(&added), &mut proposals);
+        assert_eq!(proposals[0].column, 3);
+    }
+}
