@@ -52,6 +52,16 @@ impl CostCurveKey {
         }
     }
 
+    /// What tells this model from others: its fingerprint.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.model
+    }
+
+    /// The format that float weights were stored in while loading.
+    pub(crate) fn format(&self) -> &str {
+        &self.format
+    }
+
     fn file_name(&self) -> String {
         let model = self.model.get(..16).unwrap_or(&self.model);
         format!("{model}-{}-{}-t{}.json", self.format.replace(' ', "-"), self.isa, self.threads)

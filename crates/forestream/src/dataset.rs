@@ -17,6 +17,8 @@ pub struct DatasetPrompt {
     pub text: String,
     /// The kind of prompt, where rows say it.
     pub category: Option<String>,
+    /// The line of its row, from 1.
+    pub line: usize,
 }
 
 /// Errors of reading prompts.
@@ -200,7 +202,7 @@ impl<'a> Row<'a> {
             }
         }
         let category = category.and_then(|field| self.text(field)).map(str::to_owned);
-        Ok(DatasetPrompt { text, category })
+        Ok(DatasetPrompt { text, category, line: self.line })
     }
 
     /// The text of a field; of a list, its first element.
@@ -309,7 +311,10 @@ mod tests {
     fn templates_take_fields_and_doubled_braces() {
         let template = Template::Text("{{json}} {a}: { b }".to_owned());
         let prompts = read(r#"{"a": "1", "b": "2", "category": "k"}"#, &template, None).unwrap();
-        assert_eq!(prompts, [DatasetPrompt { text: "{json} 1: 2".to_owned(), category: Some("k".to_owned()) }]);
+        assert_eq!(
+            prompts,
+            [DatasetPrompt { text: "{json} 1: 2".to_owned(), category: Some("k".to_owned()), line: 1 }]
+        );
     }
 
     #[test]

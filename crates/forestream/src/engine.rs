@@ -92,6 +92,16 @@ impl Engine {
         &self.name
     }
 
+    /// What tells the base model from others, see [`Checkpoint::fingerprint`].
+    pub fn fingerprint(&self) -> &str {
+        self.cost_curve_key.fingerprint()
+    }
+
+    /// The format that float weights were given while loading, or `as stored`.
+    pub fn weight_format(&self) -> &str {
+        self.cost_curve_key.format()
+    }
+
     /// Threads in use.
     pub fn threads(&self) -> usize {
         self.load_options.num_threads

@@ -1,7 +1,8 @@
 //! The facade that an application embeds: a model by path or name, and answers from it.
 //!
 //! The types that matter: [`Engine`], a loaded model with its tokenizer; [`Session`], one conversation with its cache;
-//! [`Answer`], an iterator of pieces of text. [`pull`] finds models, [`compare`] and [`bench`] measure, [`inspect`]
+//! [`Answer`], an iterator of pieces of text. [`pull`] finds models, [`compare`] and [`bench`] measure, [`distill`] makes
+//! training data, [`inspect`]
 //! describes files. The binary is built on this and nothing else.
 //!
 //! ```
@@ -34,6 +35,7 @@ mod vocabulary;
 pub mod bench;
 pub mod compare;
 pub mod dataset;
+pub mod distill;
 pub mod inspect;
 pub mod places;
 pub mod pull;

@@ -7,7 +7,7 @@ mod support;
 use serde_json::Value;
 use support::{Sandbox, tiny_model};
 
-const COMMANDS: &[&str] = &["generate", "chat", "bench", "compare", "inspect", "pull", "completions"];
+const COMMANDS: &[&str] = &["generate", "chat", "bench", "compare", "distill", "inspect", "pull", "completions"];
 
 #[test]
 fn help_lists_every_command_and_no_other() {
@@ -72,6 +72,7 @@ fn silly_values_are_usage_errors() {
         (&["bench", "-r", "0"], "1.."),
         (&["compare"], "--data"),
         (&["compare", "--data", "x", "--task", "poetry"], "dialogsum"),
+        (&["distill", "--data", "x", "-o", "y", "--batch-size", "0"], "1..=512"),
         (&["generate", "--no-such-flag"], "unexpected argument"),
         (&["translate"], "unrecognized subcommand"),
     ];

@@ -14,7 +14,7 @@ use forestream::places;
 use super::values::switch;
 
 /// Arguments without a variable: they are what a command is about, or belong to clap.
-const WITHOUT_VARIABLE: &[&str] = &["help", "version", "list", "tensors", "shell", "path", "name"];
+const WITHOUT_VARIABLE: &[&str] = &["help", "version", "list", "tensors", "shell", "path", "name", "output_file"];
 
 /// A configuration file that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Compare strategies on a file of prompts, and check that their tokens are identical
     Compare(CompareArgs),
+    /// Let a model answer prompts, as training data for its speculative streams
+    Distill(DistillArgs),
     /// Describe a model file
     Inspect(InspectArgs),
     /// Fetch a model
@@ -269,12 +271,10 @@ pub(crate) struct BenchArgs {
     pub(crate) model: ModelArgs,
 }
 
-/// `compare`.
+/// Prompts from a file.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct CompareArgs {
-    /// Strategies to compare, comma separated; plain decoding is always measured with them
-    #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram")]
-    pub(crate) spec_types: Vec<SpecType>,
+#[command(next_help_heading = "Data")]
+pub(crate) struct DataArgs {
     /// Prompts: a file with one JSON object on each line
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
@@ -287,22 +287,54 @@ pub(crate) struct CompareArgs {
     /// Use the first N rows; 0 uses all
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) limit: usize,
+    /// Give prompts to the model as they are, without chat template
+    #[arg(long, aliases = ["no-chat-template", "no-jinja"])]
+    pub(crate) raw: bool,
+}
+
+/// `compare`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompareArgs {
+    /// Strategies to compare, comma separated; plain decoding is always measured with them
+    #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram")]
+    pub(crate) spec_types: Vec<SpecType>,
     /// Tokens to generate for each prompt
     #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N", default_value_t = 128,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: u32,
-    /// Give prompts to the model as they are, without chat template
-    #[arg(long, aliases = ["no-chat-template", "no-jinja"])]
-    pub(crate) raw: bool,
     /// Form of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: OutputFormat,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) budget: BudgetArgs,
+}
+
+/// `distill`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DistillArgs {
+    /// File for the answers, one JSON object on each line; one that an earlier run left is continued
+    #[arg(short, long = "output", value_name = "FILE")]
+    pub(crate) output_file: PathBuf,
+    /// Most tokens to generate for each prompt
+    #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// Answers that are generated together; never changes one
+    #[arg(short, long, alias = "parallel", value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub(crate) batch_size: u16,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
 }
 
 /// `inspect`.

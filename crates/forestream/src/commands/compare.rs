@@ -4,21 +4,22 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use forestream::compare::{Arm, ComparePrompt, Comparison, KeepGoing, compare};
-use forestream::dataset::{self, DatasetPrompt, Template};
-use forestream::{Engine, GenerateOptions, Message};
+use forestream::dataset::DatasetPrompt;
+use forestream::{Engine, GenerateOptions};
 
-use super::{console, interrupt, model};
+use super::{console, interrupt, model, prompts};
 use crate::args::{self, CompareArgs, OutputFormat};
 
 /// The strategy that others are compared with.
 const PLAIN: &str = "none";
 
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
-    let limit = Some(args.limit).filter(|&limit| limit > 0);
-    let rows = dataset::read_prompts(&args.data, &template(args), limit)?;
+    let rows = prompts::read(&args.data)?;
     interrupt::install()?;
     let engine = model::open(&args.model)?;
-    let prompts = rows.into_iter().map(|row| prompt(&engine, args, row)).collect::<anyhow::Result<Vec<_>>>()?;
+    let tokens = prompts::tokens(&engine, &args.data, &rows)?;
+    let with_category = |(row, tokens): (DatasetPrompt, _)| ComparePrompt { tokens, category: row.category };
+    let prompts: Vec<ComparePrompt> = rows.into_iter().zip(tokens).map(with_category).collect();
     let mut status = console::Status::new();
     let comparison = compare(&engine, &prompts, &arms(&engine, args), |done| {
         status.show(&format!("prompt {done} of {}", prompts.len()));
@@ -33,14 +34,6 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     Ok(if is_identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn template(args: &CompareArgs) -> Template {
-    match (&args.template, args.task) {
-        (Some(template), _) => Template::Text(template.clone()),
-        (None, Some(task)) => Template::Task(task),
-        (None, None) => Template::Inferred,
-    }
-}
-
 /// The options of each arm, plain decoding first; one seed, so that all draw the same numbers.
 fn arms(engine: &Engine, args: &CompareArgs) -> Vec<GenerateOptions> {
     let mut defaults = engine.default_sampling();
@@ -53,16 +46,6 @@ fn arms(engine: &Engine, args: &CompareArgs) -> Vec<GenerateOptions> {
         ..args::drafting(&args.budget, name, sampling.clone())
     };
     names.into_iter().map(options).collect()
-}
-
-fn prompt(engine: &Engine, args: &CompareArgs, row: DatasetPrompt) -> anyhow::Result<ComparePrompt> {
-    let session = engine.session();
-    let template = if args.raw { None } else { engine.chat_template()? };
-    let tokens = match template {
-        Some(template) => session.chat_prompt(&template, &[Message::new("user", &row.text)], None)?,
-        None => session.plain_prompt(&row.text)?,
-    };
-    Ok(ComparePrompt { tokens, category: row.category })
 }
 
 fn describe(comparison: &Comparison) -> String {

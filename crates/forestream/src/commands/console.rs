@@ -3,7 +3,7 @@
 //! Standard output carries results only; a reader that goes away (`| head`) is not an error.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forestream::pull::Reporter;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -114,5 +114,63 @@ impl Reporter for PullProgress {
             note(&format!("{} % of {total_bytes} bytes", tenths * 10));
             self.next_tenth = tenths + 1;
         }
+    }
+}
+
+/// Progress of `distill`: a bar on a terminal, a line now and then elsewhere.
+pub(crate) struct AnswerProgress {
+    bar: Option<ProgressBar>,
+    start: Instant,
+    last_line: Instant,
+    /// Answers that an earlier run left.
+    first: usize,
+    total: usize,
+    num_answers: usize,
+    num_tokens: usize,
+}
+
+impl AnswerProgress {
+    pub(crate) fn new(first: usize, total: usize) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:40} {msg}").expect("the template is valid");
+            ProgressBar::new(total as u64).with_style(style)
+        });
+        let start = Instant::now();
+        Self { bar, start, last_line: start, first, total, num_answers: first, num_tokens: 0 }
+    }
+
+    /// Says how far the run is; `num_tokens` counts those of this run.
+    pub(crate) fn show(&mut self, num_answers: usize, num_tokens: usize) {
+        const LINE_INTERVAL: Duration = Duration::from_secs(30);
+        (self.num_answers, self.num_tokens) = (num_answers, num_tokens);
+        if let Some(bar) = &self.bar {
+            bar.set_position(num_answers as u64);
+            bar.set_message(format!("{}, {}", self.describe(), self.time_left()));
+        } else if self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
+            note(&format!("{}, {}", self.describe(), self.time_left()));
+        }
+    }
+
+    /// Takes the bar off the screen and sums up.
+    pub(crate) fn finish(self) -> String {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        self.describe()
+    }
+
+    fn describe(&self) -> String {
+        let rate = self.num_tokens as f64 / self.start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+        format!("{} of {} answers, {} tokens at {rate:.1}/s", self.num_answers, self.total, self.num_tokens)
+    }
+
+    fn time_left(&self) -> String {
+        let done = self.num_answers.saturating_sub(self.first);
+        if done == 0 {
+            return "time left unknown".to_owned();
+        }
+        let seconds = self.start.elapsed().as_secs() * (self.total - self.num_answers) as u64 / done as u64;
+        format!("{}:{:02}:{:02} left", seconds / 3600, seconds / 60 % 60, seconds % 60)
     }
 }

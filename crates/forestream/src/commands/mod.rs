@@ -4,10 +4,12 @@ mod bench;
 mod chat;
 mod compare;
 mod console;
+mod distill;
 mod generate;
 mod inspect;
 mod interrupt;
 mod model;
+mod prompts;
 mod pull;
 
 use std::process::ExitCode;
@@ -26,6 +28,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Distill(args) => distill::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Completions(args) => completions(args.shell),

@@ -1,0 +1,169 @@
+//! `distill`: answers that do not depend on the batch, and a file that can be continued.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use forestream::distill::{DistillOptions, DistillPrompt, Distillation, DistilledAnswer, seed_of};
+use forestream::{Engine, EngineOptions, GenerateOptions, SamplingSettings};
+use support::{Run, Sandbox, tiny_model};
+
+const QUESTIONS: [&str; 7] =
+    ["one", "two and three", "", "a longer question: why is it so, and since when?", "five", "Ünï", "7"];
+
+/// The questions as rows of data.
+fn data() -> String {
+    let rows = QUESTIONS.map(|question| serde_json::json!({ "prompt": question }).to_string());
+    rows.join("\n")
+}
+
+fn samplings() -> [SamplingSettings; 2] {
+    [SamplingSettings::default(), SamplingSettings { temperature: 1.2, seed: 5, ..SamplingSettings::default() }]
+}
+
+#[test]
+fn answers_are_those_of_single_sequences_whatever_the_batch() {
+    let engine = Engine::open(Path::new(&tiny_model("tiny-llama")), &EngineOptions::default()).unwrap();
+    let session = engine.session();
+    let prompt = |text: &&str| DistillPrompt { text: (*text).to_owned(), tokens: session.plain_prompt(text).unwrap() };
+    let prompts: Vec<DistillPrompt> = QUESTIONS.iter().map(prompt).collect();
+    let mut finish_reasons = Vec::new();
+    for sampling in samplings() {
+        let options = |batch_size| DistillOptions { sampling: sampling.clone(), max_tokens: 150, batch_size };
+        let expected: Vec<_> = prompts.iter().enumerate().map(|one| alone(&engine, one, &sampling)).collect();
+        finish_reasons.extend(expected.iter().map(|answer| answer.finish_reason.clone()));
+        for batch_size in [1, 2, 3, 16] {
+            for first in [0, 4] {
+                let distillation = Distillation::new(&engine, &prompts, first, options(batch_size));
+                assert_eq!(all(distillation), expected[first..], "batch {batch_size}, from {first}");
+            }
+        }
+    }
+    assert!(finish_reasons.contains(&"stop".to_owned()) && finish_reasons.contains(&"length".to_owned()));
+}
+
+fn alone(engine: &Engine, one: (usize, &DistillPrompt), sampling: &SamplingSettings) -> DistilledAnswer {
+    let (index, prompt) = one;
+    let sampling = SamplingSettings { seed: seed_of(sampling.seed, index), ..sampling.clone() };
+    let options =
+        GenerateOptions { strategy: "none".to_owned(), max_tokens: Some(150), ..GenerateOptions::new(sampling) };
+    let mut session = engine.session();
+    let mut answer = session.generate(&prompt.tokens, &options).unwrap();
+    answer.by_ref().for_each(|piece| drop(piece.unwrap()));
+    let report = answer.finish();
+    DistilledAnswer {
+        index,
+        prompt: prompt.text.clone(),
+        completion: report.text,
+        prompt_token_ids: prompt.tokens.clone(),
+        completion_token_ids: report.token_ids,
+        finish_reason: report.finish_reason,
+    }
+}
+
+fn all(mut distillation: Distillation<'_>) -> Vec<DistilledAnswer> {
+    let mut answers = Vec::new();
+    while distillation.step().unwrap() {
+        answers.extend(std::iter::from_fn(|| distillation.next_answer()));
+    }
+    assert_eq!(
+        distillation.num_tokens(),
+        answers.iter().map(|answer| answer.completion_token_ids.len()).sum::<usize>()
+    );
+    answers
+}
+
+/// Runs the command on the data, in a sandbox whose file of answers has this content.
+fn distill(sandbox: &Sandbox, content: &[u8], flags: &[&str]) -> Run {
+    let (data, model) = (sandbox.file("data.jsonl", data()), tiny_model("tiny-llama"));
+    let output = sandbox.file("answers.jsonl", content);
+    let mut arguments = vec!["distill", "--data", &data, "-o", &output];
+    for usual in [["-m", &model], ["-n", "20"]] {
+        if !flags.contains(&usual[0]) {
+            arguments.extend(usual);
+        }
+    }
+    sandbox.run(&[&arguments, flags].concat())
+}
+
+fn answers(sandbox: &Sandbox) -> Vec<u8> {
+    fs::read(sandbox.path("answers.jsonl")).unwrap()
+}
+
+#[test]
+fn a_file_that_was_cut_anywhere_is_completed_to_the_same_bytes() {
+    let sandbox = Sandbox::new();
+    let flags = ["--temp", "0.9", "-s", "3"];
+    distill(&sandbox, b"", &flags).assert_success();
+    let whole = answers(&sandbox);
+    let text = String::from_utf8(whole.clone()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 1 + QUESTIONS.len());
+    assert!(lines[0].starts_with("{\"forestream_distill\":1,"), "{}", lines[0]);
+    for (index, line) in lines[1..].iter().enumerate() {
+        let answer: DistilledAnswer = serde_json::from_str(line).unwrap();
+        assert_eq!((answer.index, answer.prompt.as_str()), (index, QUESTIONS[index]));
+    }
+    let after_header = lines[0].len() + 1;
+    let within_a_character = text.find('Ü').unwrap() + 1;
+    for cut in [10, after_header - 1, after_header, after_header + 9, within_a_character, whole.len() - 1, whole.len()]
+    {
+        distill(&sandbox, &whole[..cut], &[&flags[..], &["--batch-size", "2"]].concat()).assert_success();
+        assert_eq!(answers(&sandbox), whole, "cut after {cut} bytes");
+    }
+    let limit = distill(&sandbox, b"", &[&flags[..], &["--limit", "2"]].concat());
+    assert!(limit.assert_success().stderr.contains("2 of 2 answers"), "{}", limit.stderr);
+    assert!(whole.starts_with(&answers(&sandbox)) && answers(&sandbox).len() < whole.len());
+}
+
+#[test]
+fn a_file_that_was_made_otherwise_is_refused_and_left_as_it_is() {
+    let sandbox = Sandbox::new();
+    distill(&sandbox, b"", &["--limit", "2"]).assert_success();
+    let whole = answers(&sandbox);
+    let text = String::from_utf8(whole).unwrap();
+    let other_model = tiny_model("tiny-mistral");
+    let cases: &[(&str, &[&str], &str)] = &[
+        (&text, &["-n", "21"], "max_tokens 20, and 21"),
+        (&text, &["--temp", "0.5"], "temperature 0.0, and 0.5"),
+        (&text, &["-s", "1"], "seed 0, and 1"),
+        (&text, &["--raw"], "prompt_format \"chat\", and \"raw\""),
+        (&text, &["--quantize", "q8_0"], "weight_format"),
+        (&text, &["-m", &other_model], "fingerprint"),
+        (&text, &["--template", "Say {prompt}"], "line 2: the answer is to \"one\""),
+        ("{\"prompt\": \"mine\"}\n", &[], "does not begin as a file of answers does"),
+        ("mine", &[], "does not begin as a file of answers does"),
+        (&text.replacen("\"index\":1", "\"index\":2", 1), &[], "line 3: not an answer: its index is 2, and 1 is next"),
+        (&text.replacen("{\"index\":0", "{", 1), &[], "line 2: not an answer"),
+    ];
+    for (content, flags, expected) in cases {
+        let run = distill(&sandbox, content.as_bytes(), flags);
+        run.assert_error(1, &["answers.jsonl", expected]);
+        assert_eq!(answers(&sandbox), content.as_bytes(), "{flags:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let good = "{\"prompt\": \"a\"}\n";
+    let long = format!("{good}\n{{\"prompt\": \"{}\"}}\n", "b ".repeat(300));
+    let output = sandbox.path("answers.jsonl").to_str().unwrap().to_owned();
+    let in_no_directory = sandbox.path("missing/answers.jsonl").to_str().unwrap().to_owned();
+    let cases: &[(&str, &str, &[&str])] = &[
+        (&long, &output, &["rows.jsonl, line 3", "--ctx-size"]),
+        ("{\"prompt\": ", &output, &["rows.jsonl, line 1", "not a JSON object"]),
+        (good, &in_no_directory, &["cannot open", "missing/answers.jsonl"]),
+    ];
+    for (content, output, expected) in cases {
+        let data = sandbox.file("rows.jsonl", content);
+        sandbox
+            .run(&["distill", "-m", &model, "--data", &data, "-c", "64", "-n", "4", "-o", output])
+            .assert_error(1, expected);
+    }
+    assert!(!sandbox.path("answers.jsonl").exists(), "nothing is created before the prompts are known to be good");
+    sandbox.run(&["distill", "--data", "x"]).assert_error(2, &["--output"]);
+}
