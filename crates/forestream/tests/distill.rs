@@ -156,6 +156,7 @@ fn what_cannot_be_used_is_named() {
     let cases: &[(&str, &str, &[&str])] = &[
         (&long, &output, &["rows.jsonl, line 3", "--ctx-size"]),
         ("{\"prompt\": ", &output, &["rows.jsonl, line 1", "not a JSON object"]),
+        (good, "/dev/null", &["cannot open", "not a regular file"]),
         (good, &in_no_directory, &["cannot open", "missing/answers.jsonl"]),
     ];
     for (content, output, expected) in cases {

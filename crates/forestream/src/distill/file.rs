@@ -91,6 +91,10 @@ impl AnswerFile {
         let failed = |action| move |source| DistillError::Io { action, path: path.to_owned(), source };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(failed("open"))?;
+        if !file.metadata().map_err(failed("open"))?.is_file() {
+            let source = std::io::Error::other("it is not a regular file, and could not be continued");
+            return Err(failed("open")(source));
+        }
         let found = Existing::read(path, &file, header, prompts)?;
         let mut this = Self { path: path.to_owned(), file, num_answers: found.num_answers };
         this.file.set_len(found.num_bytes).map_err(failed("write"))?;
@@ -136,11 +140,15 @@ struct Existing {
 
 impl Existing {
     fn read(path: &Path, file: &File, header: &Header, prompts: &[DistillPrompt]) -> Result<Self, DistillError> {
+        let not_answers = || DistillError::NotAnswers { path: path.to_owned() };
         let mut lines = Lines { path, reader: BufReader::new(file), text: String::new(), number: 0 };
         let mut found = Self { num_answers: 0, num_bytes: 0 };
+        if !lines.begin_as(&header.line())? {
+            return Err(not_answers()); // before a line is read: one of another file may be very long
+        }
         if !lines.advance()? {
             let is_header = header.line().starts_with(&lines.text); // of a run that ended while it wrote this
-            return if is_header { Ok(found) } else { Err(DistillError::NotAnswers { path: path.to_owned() }) };
+            return if is_header { Ok(found) } else { Err(not_answers()) };
         }
         lines.check_header(header)?;
         found.num_bytes = lines.text.len() as u64;
@@ -164,6 +172,14 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
+    /// Whether the file's first bytes are those of a header, as far as there are any.
+    fn begin_as(&mut self, header: &str) -> Result<bool, DistillError> {
+        let failed = |source| DistillError::Io { action: "read", path: self.path.to_owned(), source };
+        let bytes = self.reader.fill_buf().map_err(failed)?;
+        let len = bytes.len().min("{\"".len() + MARK.len());
+        Ok(bytes[..len] == header.as_bytes()[..len])
+    }
+
     /// Reads the next line; `false` where it is not complete.
     fn advance(&mut self) -> Result<bool, DistillError> {
         let failed = |source| DistillError::Io { action: "read", path: self.path.to_owned(), source };
