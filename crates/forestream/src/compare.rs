@@ -137,7 +137,10 @@ pub fn compare(
         }
     }
     let plain = &runs[0];
-    let described = arms.iter().zip(&runs).map(|(options, runs)| Arm::new(&options.strategy, runs, plain)).collect();
+    let described = arms.iter().zip(&runs).map(|(options, runs)| Arm {
+        extra_parameters: engine.extra_parameters(&options.strategy),
+        ..Arm::new(&options.strategy, runs, plain)
+    });
     Ok(Comparison {
         model: engine.name().to_owned(),
         threads: engine.threads(),
@@ -145,7 +148,7 @@ pub fn compare(
         max_tokens: arms.first().and_then(|options| options.max_tokens),
         temperature: arms.first().map_or(0.0, |options| options.sampling.temperature),
         seed: arms.first().map_or(0, |options| options.sampling.seed),
-        arms: described,
+        arms: described.collect(),
     })
 }
 

@@ -8,13 +8,14 @@ use std::time::Instant;
 use std::{fs, io};
 
 use forestream_decode::{CostCurve, DecodeError};
+use forestream_model::streams::{Adapter, StreamConfig};
 use forestream_model::{Checkpoint, Format, LoadOptions, Model};
 use serde::{Deserialize, Serialize};
 
 use crate::tree_passes::TreePasses;
 
 /// Counts up when the meaning of the file or the speed of the kernels changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Sizes that are measured; kernels work in groups of four.
 const SIZES: &[usize] = &[1, 2, 4, 8, 12, 16, 24, 32];
 /// Times that each size is measured, in turns; the fastest counts, as the one that nothing else disturbed.
@@ -32,11 +33,18 @@ pub(crate) struct CostCurveKey {
     threads: usize,
     model: String,
     format: String,
+    /// Sizes of the streams, where the model has some.
+    streams: Option<StreamConfig>,
 }
 
 impl CostCurveKey {
     /// The key of a model on this machine.
-    pub(crate) fn new(checkpoint: &Checkpoint, quantize: Option<Format>, load_options: LoadOptions) -> Self {
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        quantize: Option<Format>,
+        load_options: LoadOptions,
+        adapter: Option<&Adapter>,
+    ) -> Self {
         Self {
             version: VERSION,
             program: format!(
@@ -49,6 +57,7 @@ impl CostCurveKey {
             threads: load_options.num_threads,
             model: checkpoint.fingerprint(),
             format: quantize.map_or_else(|| "as stored".to_owned(), |format| format.to_string()),
+            streams: adapter.map(|adapter| adapter.config.streams.clone()),
         }
     }
 
@@ -64,7 +73,11 @@ impl CostCurveKey {
 
     fn file_name(&self) -> String {
         let model = self.model.get(..16).unwrap_or(&self.model);
-        format!("{model}-{}-{}-t{}.json", self.format.replace(' ', "-"), self.isa, self.threads)
+        let streams = self
+            .streams
+            .as_ref()
+            .map_or_else(String::new, |streams| format!("-{}x{}", streams.num_streams, streams.num_msa_layers));
+        format!("{model}-{}-{}-t{}{streams}.json", self.format.replace(' ', "-"), self.isa, self.threads)
     }
 }
 
@@ -74,6 +87,8 @@ struct StoredCurve {
     key: CostCurveKey,
     /// Nodes and seconds.
     points: Vec<(usize, f64)>,
+    /// Seconds of drafting with streams.
+    draft_seconds: f64,
 }
 
 /// The curve from its file, or measured now.
@@ -98,12 +113,16 @@ pub(crate) fn load_or_measure(
 fn load(key: &CostCurveKey, directory: &Path) -> Option<CostCurve> {
     let text = fs::read_to_string(directory.join(key.file_name())).ok()?;
     let stored: StoredCurve = serde_json::from_str(&text).ok()?;
-    (stored.key == *key).then(|| CostCurve::new(&stored.points).ok()).flatten()
+    (stored.key == *key)
+        .then(|| CostCurve::new(&stored.points).ok())
+        .flatten()
+        .map(|curve| curve.with_draft_seconds(stored.draft_seconds))
 }
 
 fn store(key: &CostCurveKey, curve: &CostCurve, directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let stored = StoredCurve { key: key.clone(), points: curve.points().to_vec() };
+    let stored =
+        StoredCurve { key: key.clone(), points: curve.points().to_vec(), draft_seconds: curve.draft_seconds() };
     let path = directory.join(key.file_name());
     let temporary = directory.join(format!("{}.{}.tmp", key.file_name(), std::process::id()));
     fs::write(&temporary, serde_json::to_string_pretty(&stored)?)?;
@@ -123,7 +142,20 @@ fn measure(model: &dyn Model) -> Result<CostCurve, DecodeError> {
             *seconds = seconds.min(start.elapsed().as_secs_f64());
         }
     }
-    CostCurve::new(&fastest)
+    let draft_seconds = if model.streams().is_some() { measure_drafting(&mut passes)? } else { 0.0 };
+    Ok(CostCurve::new(&fastest)?.with_draft_seconds(draft_seconds))
+}
+
+/// Seconds of a stream pass and its proposals, between passes that push its weights out of the caches as rounds do.
+fn measure_drafting(passes: &mut TreePasses<'_>) -> Result<f64, DecodeError> {
+    let mut fastest = f64::INFINITY;
+    for _ in 0..=REPETITIONS {
+        passes.run(1)?;
+        let start = Instant::now();
+        passes.draft()?;
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(fastest)
 }
 
 /// What the system calls this processor.
@@ -148,6 +180,7 @@ mod tests {
             threads,
             model: "0123456789abcdef0123456789abcdef".to_owned(),
             format: "as stored".to_owned(),
+            streams: None,
         }
     }
 

@@ -7,11 +7,13 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use forestream_decode::strategies::{self, Requires, Resources};
 use forestream_decode::{Budget, CostCurve, SamplingSettings};
 use forestream_model::architectures::GenerationDefaults;
 use forestream_model::{Checkpoint, CpuModel, DecoderConfig, Format, Isa, KvCache, LoadOptions, Model};
 use forestream_text::{ChatTemplate, Tokenizer};
 
+use crate::adapters::{self, AdapterChoice};
 use crate::cost_curve::{self, CostCurveKey};
 use crate::vocabulary::tokenizer_of;
 use crate::{Error, Session};
@@ -29,6 +31,8 @@ pub struct EngineOptions {
     pub isa: Option<Isa>,
     /// Stores float weights in this format.
     pub quantize: Option<Format>,
+    /// The speculative streams that the model gets. They never change a token of a lossless adapter's base.
+    pub adapter: AdapterChoice,
     /// Where measured cost curves are kept; `None` measures them again each time.
     pub cost_curve_directory: Option<PathBuf>,
 }
@@ -66,9 +70,13 @@ impl Engine {
         let usual = LoadOptions::default();
         let num_threads = options.threads.unwrap_or(usual.num_threads);
         let load_options = LoadOptions { num_threads, isa: options.isa.unwrap_or(usual.isa) };
-        let cost_curve_key = CostCurveKey::new(&checkpoint, options.quantize, load_options);
+        let adapter = adapters::choose(&options.adapter, &checkpoint)?;
+        let cost_curve_key = CostCurveKey::new(&checkpoint, options.quantize, load_options, adapter.as_ref());
         checkpoint.release(); // what the tokenizer and the key have read need not stay in memory beside the weights
-        let model = CpuModel::load(&checkpoint, load_options)?;
+        let mut model = CpuModel::load(&checkpoint, load_options)?;
+        if let Some(adapter) = adapter {
+            model.attach(adapter, &checkpoint)?;
+        }
         Ok(Self {
             model: Arc::new(model),
             tokenizer,
@@ -105,6 +113,24 @@ impl Engine {
     /// Threads in use.
     pub fn threads(&self) -> usize {
         self.load_options.num_threads
+    }
+
+    /// The strategy when nobody names one: what this model can draft with.
+    pub fn default_strategy(&self) -> &'static str {
+        if self.model.streams().is_some() { "streaming,ngram" } else { "ngram" }
+    }
+
+    /// What strategies of this model are built from.
+    pub(crate) fn resources(&self) -> Resources {
+        Resources { has_streams: self.model.streams().is_some() }
+    }
+
+    /// Weights that a strategy adds to the model's own.
+    pub(crate) fn extra_parameters(&self, strategy: &str) -> u64 {
+        let uses_streams = strategy
+            .split(['+', ','])
+            .any(|name| strategies::find(name.trim()).is_ok_and(|strategy| strategy.requires == Requires::Streams));
+        self.model.streams().filter(|_| uses_streams).map_or(0, |streams| streams.num_parameters() as u64)
     }
 
     /// The name of the instruction set in use.

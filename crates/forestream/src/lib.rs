@@ -22,6 +22,7 @@
 //! # Ok::<(), forestream::Error>(())
 //! ```
 
+mod adapters;
 mod answer;
 mod cost_curve;
 mod engine;
@@ -40,6 +41,7 @@ pub mod inspect;
 pub mod places;
 pub mod pull;
 
+pub use adapters::AdapterChoice;
 pub use answer::Answer;
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
@@ -47,4 +49,4 @@ pub use forestream_decode::{STRATEGIES, SamplingSettings};
 pub use forestream_model::{Format, Isa, TokenId};
 pub use forestream_text::{ChatTemplate, Message};
 pub use report::{Report, ReportTimings, Speculative, Usage};
-pub use session::{AtStopToken, GenerateOptions, Session};
+pub use session::{AUTO, AtStopToken, GenerateOptions, Session};

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use forestream_decode::strategies::{self, Resources};
+use forestream_decode::strategies;
 use forestream_decode::{Budget, Generation, SamplingSettings, Sequence, SequenceOptions};
 use forestream_model::{KvCache, TokenId};
 use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, StopStrings};
@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 
 use crate::answer::{About, Answer, TextEnd};
 use crate::{Engine, Error};
+
+/// The strategy that stands for [`Engine::default_strategy`].
+pub const AUTO: &str = "auto";
 
 /// What is asked of an answer.
 #[derive(Clone, Debug)]
@@ -22,7 +25,7 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Whether the model's own stop tokens end the answer.
     pub at_stop_token: AtStopToken,
-    /// Strategies that draft, by name, comma separated.
+    /// Strategies that draft, by name, comma separated; [`AUTO`] takes what the model can draft with.
     pub strategy: String,
     /// The longest draft; `None` leaves it to the budget.
     pub max_draft_depth: Option<usize>,
@@ -48,7 +51,7 @@ impl GenerateOptions {
             max_tokens: None,
             stop: Vec::new(),
             at_stop_token: AtStopToken::Stop,
-            strategy: "ngram".to_owned(),
+            strategy: AUTO.to_owned(),
             max_draft_depth: None,
             budget: None,
         }
@@ -100,10 +103,14 @@ impl<'e> Session<'e> {
     /// A prompt that is empty or too long, or options out of range.
     pub fn generate(&mut self, prompt: &[TokenId], options: &GenerateOptions) -> Result<Answer<'_>, Error> {
         let engine = self.engine;
-        let drafter = strategies::build(&options.strategy, &Resources::default())?;
+        let strategy = match options.strategy.as_str() {
+            AUTO => engine.default_strategy(),
+            strategy => strategy,
+        };
+        let drafter = strategies::build(strategy, &engine.resources())?;
         let stops = StopStrings::new(options.stop.clone())?;
         let budget = match options.budget {
-            _ if options.strategy == "none" => Budget::Fixed(1),
+            _ if strategy == "none" => Budget::Fixed(1),
             Some(nodes) => Budget::Fixed(nodes),
             None => engine.auto_budget()?,
         };
@@ -122,7 +129,7 @@ impl<'e> Session<'e> {
         let sequence = Sequence::new(engine.config(), prompt, cache, drafter, sequence_options)?;
         let generation = Generation::new(engine.model(), sequence, budget);
         let detokenizer = engine.tokenizer().detokenizer_after(prompt);
-        let about = About { model: engine.name(), strategy: options.strategy.clone(), seed: options.sampling.seed };
+        let about = About { model: engine.name(), strategy: strategy.to_owned(), seed: options.sampling.seed };
         Ok(Answer::new(generation, TextEnd { detokenizer, stops }, about, &mut self.cache))
     }
 }

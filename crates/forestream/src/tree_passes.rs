@@ -1,6 +1,7 @@
 //! Passes over made-up trees and prompts, for measuring: what a round does to the model, without its decisions.
 
-use forestream_decode::DecodeError;
+use forestream_decode::strategies::Streaming;
+use forestream_decode::{DecodeError, Draft, DraftRequest, Drafter, Limits, Random, VerifiedRound};
 use forestream_model::{Hidden, KvCache, Model, NodeId, Outputs, Row, TokenId, TokenTree};
 
 /// Verification passes over trees of any size behind a filled cache, as a round makes them; nothing is committed.
@@ -9,6 +10,7 @@ pub(crate) struct TreePasses<'m> {
     cache: KvCache,
     hidden: Hidden,
     logits: Vec<f32>,
+    drafter: Streaming,
 }
 
 impl<'m> TreePasses<'m> {
@@ -24,7 +26,7 @@ impl<'m> TreePasses<'m> {
             model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::None }], &mut hidden)?;
             cache.commit(&tree.path(tree.last()));
         }
-        Ok(Self { model, cache, hidden, logits: Vec::new() })
+        Ok(Self { model, cache, hidden, logits: Vec::new(), drafter: Streaming::new() })
     }
 
     /// One pass over a tree of `nodes` nodes, with logits of all of them.
@@ -38,6 +40,41 @@ impl<'m> TreePasses<'m> {
         self.logits.clear();
         self.model.logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
         Ok(())
+    }
+}
+
+impl TreePasses<'_> {
+    /// One draft of the streams behind the first node of the last pass; none for a model without streams.
+    ///
+    /// # Errors
+    /// If the stream pass fails.
+    pub(crate) fn draft(&mut self) -> Result<(), DecodeError> {
+        let vocab_size = self.model.config().vocab_size;
+        let context = some_tokens(2, vocab_size);
+        let mut draft = Draft::new(context[1]);
+        let verified = VerifiedRound {
+            target: self.model,
+            draft: &draft,
+            hidden: &self.hidden,
+            sequence_index: 0,
+            path: &[NodeId::ROOT],
+            context: &context,
+            num_emitted: 1,
+            cache: &mut self.cache,
+            cost: None,
+        };
+        self.drafter.observe(verified)?;
+        let limits = Limits { max_nodes: 16, max_depth: usize::MAX, vocab_size, min_score: 0.0 };
+        let mut request = DraftRequest {
+            target: self.model,
+            capacity: self.cache.capacity(),
+            cache: &mut self.cache,
+            context: &context,
+            limits,
+            random: Random::draft(0),
+            cost: None,
+        };
+        self.drafter.draft(&mut request, &mut draft)
     }
 }
 

@@ -76,12 +76,12 @@ pub fn find(name: &str) -> Result<&'static Strategy, DecodeError> {
     })
 }
 
-/// A drafter for one sequence from a comma list of names; several are combined.
+/// A drafter for one sequence from names joined by commas or plus signs; several are combined.
 ///
 /// # Errors
 /// [`DecodeError::UnknownStrategy`], or what a strategy says when something that it needs is missing.
 pub fn build(names: &str, resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
-    let names = names.split(',').map(str::trim);
+    let names = names.split([',', '+']).map(str::trim);
     let mut drafters = names.map(|name| find(name)?.drafter(resources)).collect::<Result<Vec<_>, _>>()?;
     Ok(match drafters.len() {
         1 => drafters.remove(0),

@@ -35,6 +35,21 @@ impl Adapter {
     /// A file that is missing or malformed, a tensor that is missing or has another shape, or another base model.
     pub fn open(directory: &Path, base: &DecoderConfig, fingerprint: &str) -> Result<Self, ModelError> {
         let config = Self::read_config(directory)?;
+        let file = MappedFile::open(&directory.join(WEIGHTS))?;
+        Self::parse(directory, config, file.bytes(), base, fingerprint)
+    }
+
+    /// [`Adapter::open`] for files that are in memory already; `directory` is for the errors.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn parse(
+        directory: &Path,
+        config: AdapterConfig,
+        weights: &[u8],
+        base: &DecoderConfig,
+        fingerprint: &str,
+    ) -> Result<Self, ModelError> {
         let path = directory.join(CONFIG);
         if config.base_model.fingerprint != fingerprint {
             let problem = format!(
@@ -47,7 +62,7 @@ impl Adapter {
             return Err(ModelError::unsupported(&path, problem));
         }
         config.validate(base).map_err(|problem| ModelError::malformed(&path, problem))?;
-        Self::read_weights(&directory.join(WEIGHTS), config, base)
+        Self::parse_weights(&directory.join(WEIGHTS), weights, config, base)
     }
 
     /// Reads `adapter_config.json` alone.
@@ -56,14 +71,27 @@ impl Adapter {
     /// No such file, or one that is not what it should be.
     pub fn read_config(directory: &Path) -> Result<AdapterConfig, ModelError> {
         let path = directory.join(CONFIG);
-        let bytes = std::fs::read(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| ModelError::malformed(&path, format!("not an adapter configuration: {error}")))
+        let bytes = std::fs::read(&path).map_err(|source| ModelError::Read { path, source })?;
+        Self::parse_config(directory, &bytes)
     }
 
-    fn read_weights(path: &Path, config: AdapterConfig, base: &DecoderConfig) -> Result<Self, ModelError> {
-        let file = MappedFile::open(path)?;
-        let weights = SafeTensors::deserialize(file.bytes())
+    /// [`Adapter::read_config`] for a file that is in memory already.
+    ///
+    /// # Errors
+    /// Bytes that are not what they should be.
+    pub fn parse_config(directory: &Path, bytes: &[u8]) -> Result<AdapterConfig, ModelError> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            ModelError::malformed(&directory.join(CONFIG), format!("not an adapter configuration: {error}"))
+        })
+    }
+
+    fn parse_weights(
+        path: &Path,
+        bytes: &[u8],
+        config: AdapterConfig,
+        base: &DecoderConfig,
+    ) -> Result<Self, ModelError> {
+        let weights = SafeTensors::deserialize(bytes)
             .map_err(|error| ModelError::malformed(path, format!("not a valid safetensors file: {error}")))?;
         let mut tensors = BTreeMap::new();
         for spec in config.tensors(base) {

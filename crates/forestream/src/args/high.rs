@@ -1,6 +1,6 @@
 //! From what was typed to what the library takes.
 
-use forestream::{AtStopToken, EngineOptions, GenerateOptions, SamplingSettings};
+use forestream::{AdapterChoice, AtStopToken, EngineOptions, GenerateOptions, SamplingSettings};
 
 use super::low::{BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
 use super::values::SpecType;
@@ -18,6 +18,7 @@ pub(crate) fn engine_options(args: &ModelArgs) -> EngineOptions {
         ctx_size: nonzero(args.ctx_size),
         isa: args.isa,
         quantize: args.quantize,
+        adapter: args.adapter.clone().map_or(AdapterChoice::Included, AdapterChoice::Directory),
         cost_curve_directory: Some(cache_directory(&args.store).join("cost-curves")),
     }
 }

@@ -91,6 +91,9 @@ pub(crate) struct ModelArgs {
     /// Instruction set of the kernels, which never changes a token [default: the fastest that this machine has]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub(crate) isa: Option<Isa>,
+    /// Directory of a trained adapter [default: the one that comes with the program, if it knows the model]
+    #[arg(long, alias = "lora", value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Store float weights in this format while loading: q8_0, q4_1, ...
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub(crate) quantize: Option<Format>,
@@ -142,8 +145,9 @@ pub(crate) struct SamplingArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Speculation")]
 pub(crate) struct SpecArgs {
-    /// Strategies that draft tokens, comma separated; the text is the same with any of them
-    #[arg(long, aliases = ["speculative-algorithm"], value_name = "LIST", value_delimiter = ',', default_value = "ngram")]
+    /// Strategies that draft tokens, comma separated; the text is the same with any of them. auto: streams where the model has
+    /// an adapter, with ngram
+    #[arg(long, aliases = ["speculative-algorithm"], value_name = "LIST", value_delimiter = ',', default_value = forestream::AUTO)]
     pub(crate) spec_type: Vec<SpecType>,
     #[command(flatten)]
     pub(crate) budget: BudgetArgs,

@@ -29,7 +29,7 @@ pub(crate) enum TableFormat {
     Jsonl,
 }
 
-/// The name of a registered strategy.
+/// Registered strategies, joined by plus signs where several draft together, or `auto`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SpecType(pub(crate) String);
 
@@ -38,10 +38,10 @@ impl FromStr for SpecType {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = forestream::STRATEGIES.iter().map(|strategy| strategy.name).collect();
-        if names.contains(&text) {
+        if text == forestream::AUTO || text.split('+').all(|name| names.contains(&name)) {
             return Ok(Self(text.to_owned()));
         }
-        Err(format!("there is no such strategy; known are {}", names.join(", ")))
+        Err(format!("there is no such strategy; known are {}, {}", forestream::AUTO, names.join(", ")))
     }
 }
 

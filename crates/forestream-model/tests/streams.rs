@@ -1,0 +1,273 @@
+//! Streams on the CPU: what they may see, that they leave no trace, and that adapters on disk are checked.
+//!
+//! The numbers are held against an independent implementation in `forestream-burn`.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use forestream_model::streams::{
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, Anchor, BaseModel, LoraConfig, Projection, StreamConfig,
+    StreamPosition, Streams, TrainingMode,
+};
+use forestream_model::{
+    Checkpoint, CpuModel, DecoderConfig, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Row, TokenId,
+    TokenTree,
+};
+
+const MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
+const TEXT: [TokenId; 9] = [1, 5, 9, 13, 2, 7, 3, 11, 4];
+const NEXT: TokenId = 6;
+
+fn directory(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models").join(name)
+}
+
+fn config(checkpoint: &Checkpoint, num_streams: usize, num_msa_layers: usize) -> AdapterConfig {
+    AdapterConfig {
+        format_version: ADAPTER_FORMAT_VERSION,
+        base_model: BaseModel {
+            name: "tiny".to_owned(),
+            fingerprint: checkpoint.fingerprint(),
+            architecture: checkpoint.config().architecture.clone(),
+        },
+        mode: TrainingMode::Lossless,
+        streams: StreamConfig {
+            num_streams,
+            num_msa_layers,
+            position: StreamPosition::Following,
+            token_conditioning: true,
+            sampler_size: Some(8),
+            draft_vocab_size: Some(20),
+        },
+        lora: Some(LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() }),
+        main_lora: None,
+        calibration: Vec::new(),
+    }
+}
+
+/// An adapter whose numbers are small multiples of `scale`; 0 changes nothing.
+fn adapter(config: AdapterConfig, base: &DecoderConfig, scale: f32) -> Adapter {
+    let mut noise = 1_u32;
+    let mut tensors = BTreeMap::new();
+    for spec in config.tensors(base) {
+        let values = (0..spec.shape[0] * spec.shape[1]).map(|_| {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            scale * ((noise >> 20) as f32 / 2048.0 - 1.0)
+        });
+        tensors.insert(spec.name, values.collect());
+    }
+    let size = config.streams.draft_vocab_size.unwrap_or(0) as TokenId;
+    Adapter { config, tensors, draft_vocabulary: (0..size).map(|index| (index * 3 + 1) % size).collect() }
+}
+
+fn model(name: &str, num_streams: usize, num_msa_layers: usize, scale: f32, options: LoadOptions) -> CpuModel {
+    let checkpoint = Checkpoint::open(&directory(name)).unwrap();
+    let mut model = CpuModel::load(&checkpoint, options).unwrap();
+    let config = config(&checkpoint, num_streams, num_msa_layers);
+    model.attach(adapter(config, checkpoint.config(), scale), &checkpoint).unwrap();
+    model
+}
+
+/// A cache with `text`, and the boundary state of its last token.
+fn read(model: &CpuModel, text: &[TokenId]) -> (KvCache, Vec<f32>) {
+    let (mut cache, mut hidden, tree) = (model.new_cache(64), Hidden::new(), TokenTree::chain(text));
+    model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::Last }], &mut hidden).unwrap();
+    cache.commit(&tree.path(tree.last()));
+    let boundary = hidden.boundary(0).unwrap().to_vec();
+    (cache, boundary)
+}
+
+/// States of the first `num_streams` streams behind each of `texts`, all in one pass.
+fn states(model: &CpuModel, texts: &[&[TokenId]], num_streams: usize) -> Vec<Vec<f32>> {
+    let mut read: Vec<_> = texts.iter().map(|text| read(model, text)).collect();
+    let chain = TokenTree::chain(&vec![0; num_streams]);
+    let (mut rows, mut anchors) = (Vec::new(), Vec::new());
+    for (cache, boundary) in &mut read {
+        rows.push(Row { tree: &chain, cache, outputs: Outputs::All });
+        anchors.push(Anchor { boundary, next_token: NEXT });
+    }
+    let mut hidden = Hidden::new();
+    model.run(&mut rows, &anchors, &mut hidden).unwrap();
+    (0..texts.len() * num_streams).map(|row| hidden.state(row).to_vec()).collect()
+}
+
+#[test]
+fn a_stream_without_changes_is_a_main_row() {
+    for name in MODELS {
+        let checkpoint = Checkpoint::open(&directory(name)).unwrap();
+        let num_layers = checkpoint.config().num_hidden_layers;
+        let model = model(name, 3, num_layers, 0.0, LoadOptions::default());
+        // From the first layer on, with nothing added, stream j is the last token again, j positions later.
+        let expected = {
+            let (mut cache, _) = read(&model, &TEXT);
+            let (mut hidden, tree) = (Hidden::new(), TokenTree::chain(&[TEXT[8]; 3]));
+            model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+            hidden.states(0..3).to_vec()
+        };
+        assert_eq!(states(&model, &[&TEXT], 3).concat(), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_stream_sees_lower_streams_of_its_own_position_alone() {
+    for name in MODELS {
+        let model = model(name, 4, 2, 0.5, LoadOptions::default());
+        let all = states(&model, &[&TEXT], 4);
+        for num_streams in 1..4 {
+            assert_eq!(states(&model, &[&TEXT], num_streams), all[..num_streams], "{name}");
+        }
+        assert_ne!(all[0], all[1]);
+        let together = states(&model, &[&TEXT[..4], &TEXT, &TEXT[3..]], 4);
+        assert_eq!(together[4..8], all, "{name}: company in a pass changes nothing");
+    }
+}
+
+#[test]
+fn threads_and_instruction_sets_give_the_same_streams() {
+    let reference = states(&model("tiny-llama", 4, 2, 0.5, LoadOptions::default()), &[&TEXT], 4);
+    for isa in Isa::available() {
+        for num_threads in [1, 2, 3] {
+            let model = model("tiny-llama", 4, 2, 0.5, LoadOptions { num_threads, isa });
+            assert_eq!(states(&model, &[&TEXT], 4), reference, "{} on {num_threads} threads", isa.name());
+        }
+    }
+}
+
+#[test]
+fn streams_leave_no_trace_in_the_cache() {
+    let model = model("tiny-llama", 4, 2, 0.5, LoadOptions::default());
+    let mut tree = TokenTree::root(NEXT);
+    tree.push(NodeId::ROOT, 8);
+    tree.push(NodeId::ROOT, 9);
+    let logits = |with_streams: bool| {
+        let (mut cache, boundary) = read(&model, &TEXT);
+        let mut hidden = Hidden::new();
+        if with_streams {
+            let chain = TokenTree::chain(&[0; 4]);
+            let row = Row { tree: &chain, cache: &mut cache, outputs: Outputs::All };
+            model.run(&mut [row], &[Anchor { boundary: &boundary, next_token: NEXT }], &mut hidden).unwrap();
+            assert_eq!(cache.len(), TEXT.len());
+        }
+        model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+        cache.commit(&[NodeId::ROOT, NodeId(2)]);
+        model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+        let mut logits = Vec::new();
+        model.logits(&hidden, 0..3, &mut logits);
+        logits
+    };
+    assert_eq!(logits(true), logits(false));
+}
+
+#[test]
+fn proposals_depend_on_token_and_parent() {
+    let model = model("tiny-llama", 2, 2, 0.5, LoadOptions::default());
+    assert_eq!(model.draft_vocabulary().len(), 20);
+    let (mut cache, boundary) = read(&model, &TEXT);
+    let chain = TokenTree::chain(&[0; 2]);
+    let mut stream_logits = |next_token| {
+        let (mut hidden, mut logits) = (Hidden::new(), Vec::new());
+        let row = Row { tree: &chain, cache: &mut cache, outputs: Outputs::All };
+        model.run(&mut [row], &[Anchor { boundary: &boundary, next_token }], &mut hidden).unwrap();
+        model.stream_logits(&hidden, 0..2, &mut logits);
+        assert_eq!(logits.len(), 40);
+        logits
+    };
+    assert_ne!(stream_logits(6), stream_logits(7));
+    let mut parents = Vec::new();
+    model.parent_logits(&[3, 4, 3], &mut parents);
+    assert_eq!(parents.len(), 60);
+    assert_eq!(parents[..20], parents[40..]);
+    assert_ne!(parents[..20], parents[20..40]);
+}
+
+#[test]
+fn a_full_cache_refuses_streams_and_stays_as_it_was() {
+    let model = model("tiny-llama", 4, 2, 0.5, LoadOptions::default());
+    let (mut cache, mut hidden, tree) = (model.new_cache(11), Hidden::new(), TokenTree::chain(&TEXT));
+    model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::Last }], &mut hidden).unwrap();
+    cache.commit(&tree.path(tree.last()));
+    let boundary = hidden.boundary(0).unwrap().to_vec();
+    let chain = TokenTree::chain(&[0; 4]);
+    let row = Row { tree: &chain, cache: &mut cache, outputs: Outputs::All };
+    let anchor = Anchor { boundary: &boundary, next_token: NEXT };
+    assert!(model.run(&mut [row], &[anchor], &mut Hidden::new()).is_err());
+    assert_eq!((cache.len(), cache.num_provisional()), (TEXT.len(), 0));
+}
+
+#[test]
+fn an_adapter_survives_the_disk_in_half_precision() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let (base, fingerprint) = (checkpoint.config(), checkpoint.fingerprint());
+    let saved = adapter(config(&checkpoint, 4, 2), base, 0.5);
+    let folder = tempfile::tempdir().unwrap();
+    saved.save(folder.path(), base).unwrap();
+    let read = Adapter::open(folder.path(), base, &fingerprint).unwrap();
+    assert_eq!((&read.config, &read.draft_vocabulary), (&saved.config, &saved.draft_vocabulary));
+    for (name, values) in &saved.tensors {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 0.5 / 2048.0;
+        assert!(values.iter().zip(&read.tensors[name]).all(close), "{name}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+    let parameters: usize = saved.tensors.values().map(Vec::len).sum();
+    assert_eq!(saved.config.num_parameters(base), parameters);
+}
+
+#[test]
+fn the_paper_counts_are_reproduced() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let base = DecoderConfig { hidden_size: 4096, num_hidden_layers: 32, ..checkpoint.config().clone() };
+    let base = DecoderConfig { num_attention_heads: 32, num_key_value_heads: 32, head_dim: 128, ..base };
+    let plain = StreamConfig {
+        num_streams: 3,
+        num_msa_layers: 4,
+        position: StreamPosition::Following,
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocab_size: None,
+    };
+    let lora = LoraConfig { rank: 8, alpha: 16.0, target_modules: vec![Projection::QProj, Projection::VProj] };
+    let lossless = AdapterConfig { streams: plain, lora: Some(lora), ..config(&checkpoint, 3, 4) };
+    assert_eq!(lossless.num_parameters(&base), 536_576);
+}
+
+#[test]
+fn a_wrong_or_damaged_adapter_is_refused_with_its_place() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let (base, fingerprint) = (checkpoint.config(), checkpoint.fingerprint());
+    let good = adapter(config(&checkpoint, 4, 2), base, 0.5);
+    let folder = tempfile::tempdir().unwrap();
+    let (config_file, weights) =
+        (folder.path().join("adapter_config.json"), folder.path().join("adapter_model.safetensors"));
+    let message = |fingerprint: &str| Adapter::open(folder.path(), base, fingerprint).unwrap_err().to_string();
+
+    assert!(message(&fingerprint).contains("adapter_config.json"), "nothing is there yet");
+    good.save(folder.path(), base).unwrap();
+    assert!(message("another").contains("was trained for `tiny`"));
+
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(message(&fingerprint).contains("adapter_model.safetensors"));
+
+    good.save(folder.path(), base).unwrap();
+    let text = std::fs::read_to_string(&config_file).unwrap();
+    for (from, to, expected) in [
+        ("\"num_streams\": 4", "\"num_streams\": 5", "`stream_embeddings` should be [5, "),
+        ("\"num_streams\": 4", "\"num_streams\": 0", "num_streams must be from 1 to 16"),
+        ("\"num_msa_layers\": 2", "\"num_msa_layers\": 99", "num_msa_layers must be from 1 to"),
+        ("\"format_version\": 1", "\"format_version\": 2", "format_version must be 1"),
+        ("\"rank\": 2", "\"rank\": 3", "lora_A.weight` should be [3, "),
+        ("\"draft_vocab_size\": 20", "\"draft_vocab_size\": 21", "`draft_vocabulary` should be U32 [21]"),
+        ("\"mode\": \"lossless\"", "\"mode\": \"fast\"", "unknown variant `fast`"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        std::fs::write(&config_file, text.replace(from, to)).unwrap();
+        assert!(message(&fingerprint).contains(expected), "{}", message(&fingerprint));
+    }
+    std::fs::write(&config_file, &text).unwrap();
+    let mut broken = good.clone();
+    broken.tensors.get_mut("stream_embeddings").unwrap()[3] = f32::NAN;
+    broken.save(folder.path(), base).unwrap();
+    assert!(message(&fingerprint).contains("element 3 of the tensor `stream_embeddings`"));
+}
