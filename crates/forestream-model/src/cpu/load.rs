@@ -8,7 +8,7 @@ use forestream_kernels::{PackedMatrix, RowOrder, ThreadPool, WeightMemory};
 use super::layer::Layer;
 use super::pass::Workspace;
 use super::{CpuModel, LoadOptions};
-use crate::{Checkpoint, ModelError, RopeStyle, Weight};
+use crate::{Checkpoint, ModelError, Weight};
 
 impl CpuModel {
     /// Packs the weights of `checkpoint`; the files are not needed afterwards.
@@ -69,7 +69,7 @@ impl<'a> Loader<'a> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let q_len = config.num_attention_heads * config.head_dim;
         let kv_len = config.num_key_value_heads * config.head_dim;
-        let rotary = self.rotary_order();
+        let rotary = self.checkpoint.rotary_order();
         let projection =
             |which: &str, rows, cols, order| self.matrix(&name(&format!("{which}.weight")), rows, cols, order);
         let layer = Layer {
@@ -93,17 +93,9 @@ impl<'a> Loader<'a> {
         Ok(layer)
     }
 
-    /// The engine rotates halves; rows of interleaved files are put into that order.
-    fn rotary_order(&self) -> RowOrder {
-        match self.checkpoint.config().rope.style {
-            RopeStyle::Halves => RowOrder::Same,
-            RopeStyle::Interleaved => RowOrder::HalvesFromInterleaved { head_dim: self.checkpoint.config().head_dim },
-        }
-    }
-
     fn biases(&self, index: usize, q_len: usize, kv_len: usize) -> Result<Vec<f32>, ModelError> {
         let mut biases = Vec::with_capacity(q_len + 2 * kv_len);
-        let rotary = self.rotary_order();
+        let rotary = self.checkpoint.rotary_order();
         for (which, len, order) in [("q", q_len, rotary), ("k", kv_len, rotary), ("v", kv_len, RowOrder::Same)] {
             let bias = self.vector(&format!("model.layers.{index}.self_attn.{which}_proj.bias"), len)?;
             biases.extend((0..len).map(|row| bias[order.source(row)]));
@@ -112,7 +104,7 @@ impl<'a> Loader<'a> {
     }
 
     fn head_norms(&self, index: usize) -> Result<[Vec<f32>; 2], ModelError> {
-        let order = self.rotary_order();
+        let order = self.checkpoint.rotary_order();
         let norm = |which: &str| -> Result<Vec<f32>, ModelError> {
             let head_dim = self.checkpoint.config().head_dim;
             let norm = self.vector(&format!("model.layers.{index}.self_attn.{which}_norm.weight"), head_dim)?;

@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
+use forestream_kernels::RowOrder;
 use forestream_kernels::formats::Format;
 
 use super::contents::{Contents, TensorInfo};
 use super::fingerprint;
 use super::gguf::GgufMetadata;
 use crate::architectures::{self, GenerationDefaults};
-use crate::{DecoderConfig, ModelError};
+use crate::{DecoderConfig, ModelError, RopeStyle};
 
 /// A model on disk; every weight that the configuration asks for is present in the right shape.
 #[derive(Debug)]
@@ -119,6 +120,20 @@ impl Checkpoint {
         match self.matrix_format {
             Some(format) if is_matrix(tensor) && format != tensor.format => weight.converted(format),
             _ => Ok(weight),
+        }
+    }
+
+    /// The row of a query or key projection that belongs at `row` where rotation pairs halves of a head; the same for
+    /// their biases, and for head norms.
+    pub fn rotary_row(&self, row: usize) -> usize {
+        self.rotary_order().source(row)
+    }
+
+    /// The engine rotates halves; rows of interleaved files are put into that order.
+    pub(crate) fn rotary_order(&self) -> RowOrder {
+        match self.config.rope.style {
+            RopeStyle::Halves => RowOrder::Same,
+            RopeStyle::Interleaved => RowOrder::HalvesFromInterleaved { head_dim: self.config.head_dim },
         }
     }
 

@@ -1,0 +1,170 @@
+//! Configurations of streams on tiny models, with random weights and segments.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn_tensor::Device;
+use forestream_burn::{Segment, StreamBase, StreamWeights};
+use forestream_model::streams::{
+    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, LoraConfig, Projection, StreamConfig, StreamPosition,
+    TrainingMode,
+};
+use forestream_model::{Checkpoint, TokenId};
+
+use crate::reference::Reference;
+
+/// What a case switches on.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) model: &'static str,
+    pub(crate) num_streams: usize,
+    num_msa_layers: usize,
+    position: StreamPosition,
+    token_conditioning: bool,
+    sampler_size: Option<usize>,
+    draft_vocabulary: &'static [TokenId],
+    lora: Option<&'static [Projection]>,
+}
+
+/// Every switch in both positions, on models with and without biases, head norms, tied heads and shared kv heads.
+pub(crate) const CASES: &[Options] = &[
+    Options {
+        model: "tiny-llama3-rope", // three layers, one kv head
+        num_streams: 3,
+        num_msa_layers: 2,
+        position: StreamPosition::Following,
+        token_conditioning: true,
+        sampler_size: Some(8),
+        draft_vocabulary: &[5, 1, 300, 17, 42],
+        lora: Some(&Projection::ALL),
+    },
+    Options {
+        model: "tiny-qwen3", // head norms
+        num_streams: 2,
+        num_msa_layers: 2,
+        position: StreamPosition::Anchor,
+        token_conditioning: true,
+        sampler_size: Some(4),
+        draft_vocabulary: &[],
+        lora: Some(&Projection::ALL),
+    },
+    Options {
+        model: "tiny-qwen2", // biases
+        num_streams: 4,
+        num_msa_layers: 1,
+        position: StreamPosition::Following,
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocabulary: &[319, 0],
+        lora: Some(&[Projection::QProj, Projection::VProj]),
+    },
+    Options {
+        model: "tiny-llama-untied",
+        num_streams: 1,
+        num_msa_layers: 2,
+        position: StreamPosition::Following,
+        token_conditioning: true,
+        sampler_size: None,
+        draft_vocabulary: &[7, 8, 9],
+        lora: None,
+    },
+    Options {
+        model: "tiny-mistral",
+        num_streams: 3,
+        num_msa_layers: 1,
+        position: StreamPosition::Anchor,
+        token_conditioning: false,
+        sampler_size: Some(16),
+        draft_vocabulary: &[],
+        lora: None,
+    },
+];
+
+/// A loaded base model with random trained weights.
+pub(crate) struct Case {
+    checkpoint: Checkpoint,
+    draft_vocabulary: &'static [TokenId],
+    pub(crate) base: StreamBase,
+    pub(crate) values: BTreeMap<String, Vec<f64>>,
+}
+
+impl Case {
+    pub(crate) fn new(options: &Options) -> Self {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models");
+        let checkpoint = Checkpoint::open(&models.join(options.model)).unwrap();
+        let config = options.adapter(&checkpoint);
+        let draft_vocabulary = options.draft_vocabulary;
+        let base = StreamBase::load(&checkpoint, &config, draft_vocabulary, &Device::flex()).unwrap();
+        let random = |(index, spec): (usize, forestream_model::streams::TensorSpec)| {
+            let values = numbers(100 + index as u64, spec.shape[0] * spec.shape[1], 0.3);
+            (spec.name, values.into_iter().map(f64::from).collect())
+        };
+        let values = config.tensors(checkpoint.config()).into_iter().enumerate().map(random).collect();
+        Self { checkpoint, draft_vocabulary, base, values }
+    }
+
+    pub(crate) fn weights(&self) -> StreamWeights {
+        let single = |(name, values): (&String, &Vec<f64>)| (name.clone(), values.iter().map(|&x| x as f32).collect());
+        let values = self.values.iter().map(single).collect();
+        StreamWeights::from_values(self.base.adapter(), self.base.decoder(), &values, &Device::flex())
+    }
+
+    /// Random states, keys and values of `num_positions` positions from `first_position` on.
+    pub(crate) fn segment(&self, first_position: usize, num_positions: usize, seed: u64) -> Segment {
+        let (decoder, streams) = (self.base.decoder(), &self.base.adapter().streams);
+        let plane = decoder.num_key_value_heads * (first_position + num_positions) * decoder.head_dim;
+        let planes = |kind: u64| {
+            (0..streams.num_msa_layers as u64)
+                .map(|layer| numbers(seed * 100 + kind * 10 + layer, plane, 1.5))
+                .collect()
+        };
+        let tokens = numbers(seed * 100, num_positions + streams.num_streams, 1.0);
+        Segment {
+            first_position,
+            boundary: numbers(seed * 100 + 1, num_positions * decoder.hidden_size, 1.0),
+            tokens: tokens.into_iter().map(|x| ((x + 1.0) * 159.9) as TokenId).collect(),
+            keys: planes(1),
+            values: planes(2),
+        }
+    }
+
+    pub(crate) fn reference<'a>(&'a self, segments: &'a [Segment]) -> Reference<'a> {
+        Reference::new(&self.checkpoint, self.base.adapter(), self.draft_vocabulary, segments)
+    }
+}
+
+impl Options {
+    fn adapter(&self, checkpoint: &Checkpoint) -> AdapterConfig {
+        let base_model = BaseModel {
+            name: self.model.to_owned(),
+            fingerprint: checkpoint.fingerprint(),
+            architecture: checkpoint.config().architecture.clone(),
+        };
+        AdapterConfig {
+            format_version: ADAPTER_FORMAT_VERSION,
+            base_model,
+            mode: TrainingMode::Lossless,
+            streams: StreamConfig {
+                num_streams: self.num_streams,
+                num_msa_layers: self.num_msa_layers,
+                position: self.position,
+                token_conditioning: self.token_conditioning,
+                sampler_size: self.sampler_size,
+                draft_vocab_size: (!self.draft_vocabulary.is_empty()).then_some(self.draft_vocabulary.len()),
+            },
+            lora: self.lora.map(|targets| LoraConfig { rank: 3, alpha: 4.5, target_modules: targets.to_vec() }),
+            main_lora: None,
+            calibration: Vec::new(),
+        }
+    }
+}
+
+/// `count` numbers in `[-size, size)`.
+pub(crate) fn numbers(seed: u64, count: usize, size: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0) * size
+    };
+    (0..count).map(|_| next()).collect()
+}
