@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/adapter.rs"]
+mod adapter;
 mod support;
 
 use serde_json::Value;
@@ -400,4 +402,45 @@ fn completions_are_made_for_every_shell() {
         let script = sandbox.run(&["completions", shell]);
         assert!(script.assert_success().stdout.contains("verify-lossless"), "{shell}");
     }
+}
+
+#[test]
+fn an_adapter_gives_streams_and_a_wrong_one_is_refused() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let directory = sandbox.path("adapter");
+    adapter::write_random_adapter(model.as_ref(), &directory);
+    let adapter = directory.to_str().unwrap();
+    let generate = |model: &str, more: &[&str]| {
+        sandbox.run(&[&["generate", "-m", model, "-p", "hi", "-n", "12", "-s", "7", "-o", "json"], more].concat())
+    };
+    let plain = generate(&model, &["--spec-type", "none"]).json();
+    let report = generate(&model, &["--adapter", adapter]).json();
+    assert_eq!(report["speculative"]["strategy"], "streaming,ngram");
+    assert_eq!(report["token_ids"], plain["token_ids"]);
+    let arms = ["none", "streaming", "streaming+ngram"].join(",");
+    let data = sandbox.file("data.jsonl", "{\"prompt\": \"one two\"}\n");
+    let compare = [
+        "compare",
+        "-m",
+        &model,
+        "--adapter",
+        adapter,
+        "--data",
+        &data,
+        "-n",
+        "9",
+        "-o",
+        "json",
+        "--spec-types",
+        &arms,
+    ];
+    let comparison = sandbox.run(&compare).json();
+    for (arm, has_streams) in comparison["arms"].as_array().unwrap().iter().zip([false, true, true]) {
+        assert_eq!(arm["identical"], true, "{arm}");
+        assert_eq!(arm["extra_parameters"].as_u64().unwrap() > 0, has_streams, "{arm}");
+    }
+    generate(&tiny_model("tiny-qwen2"), &["--adapter", adapter])
+        .assert_error(1, &["adapter_config.json", "trained for"]);
+    generate(&model, &["--adapter", "/nowhere"]).assert_error(1, &["/nowhere"]);
+    generate(&model, &["--spec-type", "streaming"]).assert_error(1, &["needs a trained adapter", "--adapter"]);
 }

@@ -4,7 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use forestream::{Engine, EngineOptions, GenerateOptions, Isa, SamplingSettings, TokenId};
+use forestream::{AdapterChoice, Engine, EngineOptions, GenerateOptions, Isa, SamplingSettings, TokenId};
+
+#[path = "support/adapter.rs"]
+mod adapter;
 
 const PROMPTS: &[&str] = &["one two three one two three one two", "Hello, wörld! 你好", "a"];
 const MAX_TOKENS: usize = 40;
@@ -52,9 +55,13 @@ fn strategies_threads_budgets_and_instruction_sets_give_the_same_ids() {
 
 fn check(model: &Path) -> usize {
     let (mut expected, mut num_accepted) = (Vec::new(), 0);
+    let directory = tempfile::tempdir().unwrap();
+    adapter::write_random_adapter(model, directory.path());
+    let streams = AdapterChoice::Directory(directory.path().to_owned());
     for isa in Isa::available() {
         for threads in [1, 2] {
-            let options = EngineOptions { threads: Some(threads), isa: Some(isa), ..EngineOptions::default() };
+            let adapter = streams.clone();
+            let options = EngineOptions { threads: Some(threads), isa: Some(isa), adapter, ..EngineOptions::default() };
             let engine = Engine::open(model, &options).unwrap();
             let (ids, accepted) = all_ids(&engine, expected.is_empty());
             num_accepted += accepted;
@@ -83,8 +90,9 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
                 generate(engine, prompt, &options)
             };
             let (plain, _) = run("none", None);
-            let mut cases = vec![("ngram", Some(4)), ("ngram", Some(16))];
-            cases.extend(with_auto_budget.then_some(("ngram,none", None))); // measuring costs takes a while
+            let mut cases =
+                vec![("ngram", Some(4)), ("ngram", Some(16)), ("streaming", Some(12)), ("streaming,ngram", Some(5))];
+            cases.extend(with_auto_budget.then_some(("auto", None))); // measuring costs takes a while
             for (strategy, budget) in cases {
                 let (ids, accepted) = run(strategy, budget);
                 assert_eq!(ids, plain, "{} {prompt:?} {strategy} {budget:?} {sampling:?}", engine.name());

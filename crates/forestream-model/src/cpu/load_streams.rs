@@ -12,8 +12,14 @@ use super::streams::{CpuStreams, Sampler};
 use crate::streams::{Adapter, LoraConfig, Projection};
 use crate::{Checkpoint, ModelError, TokenId};
 
-/// Changed weights of a quantized base keep 8 bits: 4 bits would round the changes away.
-const MERGED_FORMAT: Format = Format::Q8_0;
+/// How changed weights are stored: about as small as the base's, since a stream pass reads them all.
+fn merged_format(base: Format) -> Format {
+    match base {
+        Format::F32 | Format::F16 | Format::BF16 => Format::F32,
+        Format::Q8_0 | Format::Q6_K | Format::Q5_0 | Format::Q5_1 | Format::Q5_K => Format::Q8_0,
+        _ => Format::Q4_1,
+    }
+}
 
 impl CpuModel {
     /// Gives the model the streams of `adapter`; `checkpoint` is the one that it was loaded from.
@@ -135,10 +141,10 @@ impl Merger<'_> {
         self.loader.pack(name, weight.format, [tokens.len(), config.hidden_size], &bytes, RowOrder::Same)
     }
 
-    /// Packs `values` in [`MERGED_FORMAT`] where the base's weights are quantized too.
+    /// Packs `values` about as small as weights of the format `like`.
     fn pack(&self, name: &str, shape: [usize; 2], values: &[f32], like: Format) -> Result<PackedMatrix, ModelError> {
-        let is_small = like.is_quantized() && shape[1].is_multiple_of(MERGED_FORMAT.block_len());
-        let format = if is_small { MERGED_FORMAT } else { Format::F32 };
+        let merged = merged_format(like);
+        let format = if shape[1].is_multiple_of(merged.block_len()) { merged } else { Format::F32 };
         let mut bytes = Vec::new();
         for row in values.chunks_exact(shape[1]) {
             format.quantize_row(row, &mut bytes).map_err(|error| {
