@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, Anchor, BaseModel, LoraConfig, Projection, StreamConfig,
-    StreamPosition, Streams, TrainingMode,
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, Anchor, BaseModel, LoraConfig, MainLoraConfig, Projection,
+    StreamConfig, StreamPosition, Streams, TrainingMode,
 };
 use forestream_model::{
     Checkpoint, CpuModel, DecoderConfig, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Row, TokenId,
@@ -108,6 +108,39 @@ fn a_stream_without_changes_is_a_main_row() {
         };
         assert_eq!(states(&model, &[&TEXT], 3).concat(), expected, "{name}");
     }
+}
+
+#[test]
+fn a_task_changes_main_rows_and_the_streams_above_them() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let base = checkpoint.config();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() };
+    let num_layers = base.num_hidden_layers;
+    let joint = AdapterConfig {
+        mode: TrainingMode::Joint,
+        main_lora: Some(MainLoraConfig { num_layers, lora }),
+        ..config(&checkpoint, 3, num_layers)
+    };
+    let mut task = adapter(joint, base, 0.3);
+    for (name, values) in &mut task.tensors {
+        if !name.starts_with("main.") {
+            values.fill(0.0); // streams add nothing of their own
+        }
+    }
+    let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
+    let logits = |model: &CpuModel| {
+        let (mut cache, mut hidden, tree) = (model.new_cache(64), Hidden::new(), TokenTree::chain(&[TEXT[8]; 3]));
+        let text = TokenTree::chain(&TEXT);
+        model.forward(&mut [Row { tree: &text, cache: &mut cache, outputs: Outputs::None }], &mut hidden).unwrap();
+        cache.commit(&text.path(text.last()));
+        model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+        hidden.states(0..3).to_vec()
+    };
+    let before = logits(&model);
+    model.attach(task, &checkpoint).unwrap();
+    let after = logits(&model);
+    assert_ne!(after, before);
+    assert_eq!(states(&model, &[&TEXT], 3).concat(), after);
 }
 
 #[test]

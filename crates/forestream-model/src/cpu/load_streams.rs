@@ -30,8 +30,13 @@ impl CpuModel {
         let first = adapter.config.first_msa_layer(&self.config);
         let loader = Loader::new(checkpoint, &self.pool);
         let merger = Merger { adapter: &adapter, loader: &loader };
-        let layers =
-            (first..self.config.num_hidden_layers).map(|index| merger.layer(index)).collect::<Result<_, _>>()?;
+        let num_layers = self.config.num_hidden_layers;
+        let layers = (first..num_layers).map(|index| merger.stream_layer(index)).collect::<Result<_, _>>()?;
+        if let Some(main) = &adapter.config.main_lora {
+            for index in num_layers - main.num_layers..num_layers {
+                self.layers[index] = merger.main_layer(index, &main.lora)?;
+            }
+        }
         let square = [self.config.hidden_size; 2];
         let has_conditioning = adapter.config.streams.token_conditioning;
         let conditioning = has_conditioning.then(|| merger.dense("token_conditioning.weight", square)).transpose()?;
@@ -67,42 +72,61 @@ struct Merger<'a> {
 }
 
 impl Merger<'_> {
-    /// Layer `index` as stream rows use it.
-    fn layer(&self, index: usize) -> Result<Layer, ModelError> {
+    /// Layer `index` as main rows use it: the task's changes, with 8 bits, since the text depends on them.
+    fn main_layer(&self, index: usize, lora: &LoraConfig) -> Result<Layer, ModelError> {
         let mut layer = self.loader.layer(index)?;
-        let Some(lora) = &self.adapter.config.lora else { return Ok(layer) };
         for &projection in &lora.target_modules {
-            let matrix = match projection {
-                Projection::QProj => &mut layer.qkv_proj[0],
-                Projection::KProj => &mut layer.qkv_proj[1],
-                Projection::VProj => &mut layer.qkv_proj[2],
-                Projection::OProj => &mut layer.o_proj[0],
-                Projection::GateProj => &mut layer.gate_up_proj[0],
-                Projection::UpProj => &mut layer.gate_up_proj[1],
-                Projection::DownProj => &mut layer.down_proj[0],
-            };
-            let path = format!("layers.{index}.{}", projection.path());
-            *matrix = self.merged(matrix, &path, lora)?;
+            let matrix = matrix_of(&mut layer, projection);
+            let path = format!("main.layers.{index}.{}", projection.path());
+            let sums = self.changed(matrix, &[(&path, lora)]);
+            let precise = if matrix.format().is_quantized() { Format::Q8_0 } else { matrix.format() };
+            *matrix = self.pack(&path, [matrix.rows(), matrix.cols()], &sums, precise)?;
         }
         Ok(layer)
     }
 
-    /// `base + alpha / rank * B A`.
-    fn merged(&self, base: &PackedMatrix, path: &str, lora: &LoraConfig) -> Result<PackedMatrix, ModelError> {
-        let (rows, cols) = (base.rows(), base.cols());
-        let a = &self.adapter.tensors[&format!("{path}.lora_A.weight")];
-        let b = &self.adapter.tensors[&format!("{path}.lora_B.weight")];
-        let scale = lora.alpha / lora.rank as f32;
-        let mut sums = vec![0.0; rows * cols];
+    /// Layer `index` as stream rows use it: their own changes come on top of the task's.
+    fn stream_layer(&self, index: usize) -> Result<Layer, ModelError> {
+        let mut layer = self.loader.layer(index)?;
+        let config = &self.adapter.config;
+        let num_layers = self.loader.checkpoint.config().num_hidden_layers;
+        let main = config.main_lora.as_ref().filter(|main| index >= num_layers - main.num_layers);
+        let loras = [("main.layers", main.map(|main| &main.lora)), ("layers", config.lora.as_ref())];
+        for projection in Projection::ALL {
+            let change = |&(prefix, lora): &(&str, Option<&'_ LoraConfig>)| {
+                let lora = lora.filter(|lora| lora.target_modules.contains(&projection))?;
+                Some((format!("{prefix}.{index}.{}", projection.path()), lora.clone()))
+            };
+            let changes: Vec<(String, LoraConfig)> = loras.iter().filter_map(change).collect();
+            let changes: Vec<(&str, &LoraConfig)> = changes.iter().map(|(path, lora)| (path.as_str(), lora)).collect();
+            if let Some((path, _)) = changes.last() {
+                let matrix = matrix_of(&mut layer, projection);
+                let sums = self.changed(matrix, &changes);
+                *matrix = self.pack(path, [matrix.rows(), matrix.cols()], &sums, merged_format(matrix.format()))?;
+            }
+        }
+        Ok(layer)
+    }
+
+    /// `base`, plus `alpha / rank * B A` of each change.
+    fn changed(&self, base: &PackedMatrix, changes: &[(&str, &LoraConfig)]) -> Vec<f32> {
+        let cols = base.cols();
+        let tensor = |path: &str, which: &str| &self.adapter.tensors[&format!("{path}.{which}.weight")];
+        let factors = changes.iter().map(|&(path, lora)| (tensor(path, "lora_A"), tensor(path, "lora_B"), lora));
+        let factors: Vec<_> = factors.collect();
+        let mut sums = vec![0.0; base.rows() * cols];
         self.loader.pool.for_each_row(&mut sums, cols, &|row, to| {
             base.row(row, to);
-            for (factor, a) in b[row * lora.rank..][..lora.rank].iter().zip(a.chunks_exact(cols)) {
-                for (to, a) in to.iter_mut().zip(a) {
-                    *to += scale * factor * a;
+            for (a, b, lora) in &factors {
+                let scale = lora.alpha / lora.rank as f32;
+                for (factor, a) in b[row * lora.rank..][..lora.rank].iter().zip(a.chunks_exact(cols)) {
+                    for (to, a) in to.iter_mut().zip(a) {
+                        *to += scale * factor * a;
+                    }
                 }
             }
         });
-        self.pack(path, [rows, cols], &sums, base.format())
+        sums
     }
 
     /// The sampler of `size` inner features, multiplied out with the `head`.
@@ -120,7 +144,12 @@ impl Merger<'_> {
         });
         Ok(Sampler {
             down_proj: [self.dense("sampler.down_proj.weight", [size, head.cols()])?],
-            head_up_proj: [self.pack("sampler.up_proj.weight", [head.rows(), size], &products, head.format())?],
+            head_up_proj: [self.pack(
+                "sampler.up_proj.weight",
+                [head.rows(), size],
+                &products,
+                merged_format(head.format()),
+            )?],
         })
     }
 
@@ -141,10 +170,9 @@ impl Merger<'_> {
         self.loader.pack(name, weight.format, [tokens.len(), config.hidden_size], &bytes, RowOrder::Same)
     }
 
-    /// Packs `values` about as small as weights of the format `like`.
-    fn pack(&self, name: &str, shape: [usize; 2], values: &[f32], like: Format) -> Result<PackedMatrix, ModelError> {
-        let merged = merged_format(like);
-        let format = if shape[1].is_multiple_of(merged.block_len()) { merged } else { Format::F32 };
+    /// Packs `values` in `format`, or as they are where rows are not whole blocks of it.
+    fn pack(&self, name: &str, shape: [usize; 2], values: &[f32], format: Format) -> Result<PackedMatrix, ModelError> {
+        let format = if shape[1].is_multiple_of(format.block_len()) { format } else { Format::F32 };
         let mut bytes = Vec::new();
         for row in values.chunks_exact(shape[1]) {
             format.quantize_row(row, &mut bytes).map_err(|error| {
@@ -153,5 +181,17 @@ impl Merger<'_> {
             })?;
         }
         self.loader.pack(name, format, shape, &bytes, RowOrder::Same)
+    }
+}
+
+fn matrix_of(layer: &mut Layer, projection: Projection) -> &mut PackedMatrix {
+    match projection {
+        Projection::QProj => &mut layer.qkv_proj[0],
+        Projection::KProj => &mut layer.qkv_proj[1],
+        Projection::VProj => &mut layer.qkv_proj[2],
+        Projection::OProj => &mut layer.o_proj[0],
+        Projection::GateProj => &mut layer.gate_up_proj[0],
+        Projection::UpProj => &mut layer.gate_up_proj[1],
+        Projection::DownProj => &mut layer.down_proj[0],
     }
 }
