@@ -13,9 +13,12 @@ use crate::layer::Heads;
 /// Added to a score that a row must not see; its exponential is zero.
 const HIDDEN: f32 = -1e30;
 
-/// What the streams of one segment may see, by layer with streams; uploaded once for all layers.
+/// Positions whose queries are multiplied at once: fewer would see fewer keys in vain, more make larger products.
+const BLOCK_LEN: usize = 64;
+
+/// Consecutive positions of a segment and what their streams may see, by layer with streams.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub(crate) struct Block {
     num_positions: usize,
     /// By layer, `[kv_heads, head_dim, context]`.
     keys: Vec<Tensor<3>>,
@@ -25,18 +28,25 @@ pub(crate) struct Context {
     causal: Tensor<4>,
 }
 
-impl Context {
-    pub(crate) fn new(segment: &Segment, base: &DecoderConfig, device: &Device) -> Self {
+impl Block {
+    /// The blocks of a segment; its keys and values are uploaded once.
+    pub(crate) fn of_segment(segment: &Segment, base: &DecoderConfig, device: &Device) -> Vec<Self> {
         let num_positions = segment.num_positions(base.hidden_size);
-        let context = segment.first_position + num_positions;
-        let shape = [base.num_key_value_heads, context, base.head_dim];
+        let shape = [base.num_key_value_heads, segment.first_position + num_positions, base.head_dim];
         let upload = |plane: &Vec<f32>| Tensor::<3>::from_data(TensorData::new(plane.clone(), shape), device);
-        Self {
-            num_positions,
-            keys: segment.keys.iter().map(|plane| upload(plane).swap_dims(1, 2)).collect(),
-            values: segment.values.iter().map(|plane| with_ones(upload(plane))).collect(),
-            causal: causal_bias(segment.first_position, num_positions, context, device),
-        }
+        let keys: Vec<_> = segment.keys.iter().map(|plane| upload(plane).swap_dims(1, 2)).collect();
+        let values: Vec<_> = segment.values.iter().map(|plane| with_ones(upload(plane))).collect();
+        let block = |first: usize| {
+            let len = BLOCK_LEN.min(num_positions - first);
+            let context = segment.first_position + first + len;
+            Self {
+                num_positions: len,
+                keys: keys.iter().map(|keys| keys.clone().narrow(2, 0, context)).collect(),
+                values: values.iter().map(|values| values.clone().narrow(1, 0, context)).collect(),
+                causal: causal_bias(context - len, len, context, device),
+            }
+        };
+        (0..num_positions).step_by(BLOCK_LEN).map(block).collect()
     }
 }
 
@@ -80,7 +90,7 @@ impl StreamAttention {
     /// # Shapes
     /// Rows lie segment after segment, position after position, stream after stream; the result is
     /// `[rows, query heads * head_dim]`.
-    pub(crate) fn attend(&self, heads: Heads, contexts: &[Context], layer: usize) -> Tensor<2> {
+    pub(crate) fn attend(&self, heads: Heads, blocks: &[Block], layer: usize) -> Tensor<2> {
         let Shape { num_streams, num_kv_heads, group, head_dim } = self.shape;
         let rows = heads.queries.dims()[0];
         let positions = rows / num_streams;
@@ -92,34 +102,35 @@ impl StreamAttention {
         let own_scores = queries.clone().matmul(by_position(heads.keys).swap_dims(2, 3)) + self.order.clone();
         let own_values = with_ones(by_position(heads.values));
         let mut first = 0;
-        let attended = contexts.iter().map(|context| {
-            let narrow = |x: &Tensor<4>| x.clone().narrow(1, first, context.num_positions);
+        let attended = blocks.iter().map(|block| {
+            let narrow = |x: &Tensor<4>| x.clone().narrow(1, first, block.num_positions);
             let parts = [narrow(&queries), narrow(&own_scores), narrow(&own_values)];
-            first += context.num_positions;
-            self.attend_segment(parts, context, layer)
+            first += block.num_positions;
+            self.attend_block(parts, block, layer)
         });
         let attended = Tensor::cat(attended.collect(), 1);
         let attended = attended.reshape([num_kv_heads, rows, group * head_dim]).swap_dims(0, 1);
         attended.reshape([rows, num_kv_heads * group * head_dim])
     }
 
-    /// One segment; queries, scores against own streams and their values: `[kv_heads, positions, ..]` each.
-    fn attend_segment(&self, parts: [Tensor<4>; 3], context: &Context, layer: usize) -> Tensor<4> {
+    /// One block; queries, scores against own streams and their values: `[kv_heads, positions, ..]` each.
+    fn attend_block(&self, parts: [Tensor<4>; 3], block: &Block, layer: usize) -> Tensor<4> {
         let Shape { num_streams, num_kv_heads, group, head_dim } = self.shape;
         let [queries, own_scores, own_values] = parts;
-        let block = num_streams * group;
-        let flat = [num_kv_heads, context.num_positions * block, head_dim];
-        let [.., context_len] = context.keys[layer].dims();
-        let scores = queries.reshape(flat).matmul(context.keys[layer].clone());
-        let scores = scores.reshape([num_kv_heads, context.num_positions, block, context_len]) + context.causal.clone();
+        let queries_per_position = num_streams * group;
+        let flat = [num_kv_heads, block.num_positions * queries_per_position, head_dim];
+        let [.., context_len] = block.keys[layer].dims();
+        let scores = queries.reshape(flat).matmul(block.keys[layer].clone());
+        let scores = scores.reshape([num_kv_heads, block.num_positions, queries_per_position, context_len])
+            + block.causal.clone();
         // A softmax does not change when all its scores are shifted, so the shift is a constant.
         let maximum = |x: &Tensor<4>| x.clone().without_autodiff().max_dim(3);
         let shift = maximum(&scores).max_pair(maximum(&own_scores));
         let weights = (scores - shift.clone()).exp();
         let own_weights = (own_scores - shift).exp();
-        let weights = weights.reshape([num_kv_heads, context.num_positions * block, context_len]);
-        let main = weights.matmul(context.values[layer].clone());
-        let main = main.reshape([num_kv_heads, context.num_positions, block, head_dim + 1]);
+        let weights = weights.reshape([num_kv_heads, block.num_positions * queries_per_position, context_len]);
+        let main = weights.matmul(block.values[layer].clone());
+        let main = main.reshape([num_kv_heads, block.num_positions, queries_per_position, head_dim + 1]);
         let sums = main + own_weights.matmul(own_values);
         sums.clone().narrow(3, 0, head_dim) / sums.narrow(3, head_dim, 1)
     }

@@ -7,7 +7,7 @@
 use burn_tensor::{Tensor, TensorData, activation};
 use forestream_model::streams::StreamPosition;
 
-use crate::attention::{Context, Shape, StreamAttention};
+use crate::attention::{Block, Shape, StreamAttention};
 use crate::layer::{Changes, rms_norm};
 use crate::rotation::Rotation;
 use crate::{BurnError, Segment, StreamBase, StreamWeights};
@@ -61,15 +61,15 @@ impl<'a> Pass<'a> {
 
     fn states(&self) -> Tensor<2> {
         let base = self.base;
-        let contexts: Vec<_> =
-            self.segments.iter().map(|segment| Context::new(segment, &base.decoder, &base.device)).collect();
+        let blocks = |segment| Block::of_segment(segment, &base.decoder, &base.device);
+        let blocks: Vec<_> = self.segments.iter().flat_map(blocks).collect();
         let attention = StreamAttention::new(Shape::new(&base.decoder, self.num_streams), &base.device);
         let rotation = Rotation::new(&self.positions(), &base.frequencies, &base.device);
         let changes = Changes { weights: self.weights, prefix: "layers", lora: base.adapter.lora.as_ref() };
         let mut rows = self.start();
         for (index, layer) in base.layers.iter().enumerate() {
             let heads = layer.heads(&rows, &rotation, changes);
-            let attended = attention.attend(heads, &contexts, index);
+            let attended = attention.attend(heads, &blocks, index);
             rows = layer.finish(rows, attended, changes);
         }
         rms_norm(rows, Some(&base.norm), base.decoder.rms_norm_eps)
