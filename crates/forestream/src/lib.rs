@@ -40,6 +40,7 @@ pub mod distill;
 pub mod inspect;
 pub mod places;
 pub mod pull;
+pub mod trace;
 
 pub use adapters::AdapterChoice;
 pub use answer::Answer;
@@ -50,3 +51,4 @@ pub use forestream_model::{Format, Isa, TokenId};
 pub use forestream_text::{ChatTemplate, Message};
 pub use report::{Report, ReportTimings, Speculative, Usage};
 pub use session::{AUTO, AtStopToken, GenerateOptions, Session};
+pub use trace::Trace;

@@ -121,7 +121,8 @@ impl Report {
         let timings = &self.timings;
         let cached = if timings.cache_n > 0 { format!(" ({} cached)", timings.cache_n) } else { String::new() };
         format!(
-            "prompt {} tokens{cached} at {:.0}/s | answer {} tokens at {:.1}/s | {}: {} rounds, {:.2} tokens each | {} | seed {}",
+            "prompt {} tokens{cached} at {:.0}/s | answer {} tokens at {:.1}/s | {}: {} rounds, {:.2} tokens each, {:.2} of them \
+             accepted drafts | {} | seed {}",
             self.usage.prompt_tokens,
             timings.prompt_per_second,
             self.usage.completion_tokens,
@@ -129,6 +130,7 @@ impl Report {
             self.speculative.strategy,
             self.speculative.rounds,
             self.speculative.mean_acceptance_length,
+            ratio(timings.draft_n_accepted as f64, self.speculative.rounds as f64),
             self.finish_reason,
             self.seed,
         )

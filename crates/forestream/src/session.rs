@@ -9,7 +9,7 @@ use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecia
 use serde_json::{Map, Value};
 
 use crate::answer::{About, Answer, TextEnd};
-use crate::{Engine, Error};
+use crate::{Engine, Error, Trace};
 
 /// The strategy that stands for [`Engine::default_strategy`].
 pub const AUTO: &str = "auto";
@@ -102,6 +102,28 @@ impl<'e> Session<'e> {
     /// # Errors
     /// A prompt that is empty or too long, or options out of range.
     pub fn generate(&mut self, prompt: &[TokenId], options: &GenerateOptions) -> Result<Answer<'_>, Error> {
+        self.start(prompt, options, None)
+    }
+
+    /// As [`Session::generate`], while `trace` records the answer.
+    ///
+    /// # Errors
+    /// As [`Session::generate`].
+    pub fn generate_traced<'s>(
+        &'s mut self,
+        prompt: &[TokenId],
+        options: &GenerateOptions,
+        trace: &'s Trace<'_>,
+    ) -> Result<Answer<'s>, Error> {
+        self.start(prompt, options, Some(trace))
+    }
+
+    fn start<'s>(
+        &'s mut self,
+        prompt: &[TokenId],
+        options: &GenerateOptions,
+        trace: Option<&'s Trace<'_>>,
+    ) -> Result<Answer<'s>, Error> {
         let engine = self.engine;
         let strategy = match options.strategy.as_str() {
             AUTO => engine.default_strategy(),
@@ -126,8 +148,12 @@ impl<'e> Session<'e> {
             ..SequenceOptions::default()
         };
         let cache = self.cache.take().unwrap_or_else(|| engine.new_cache());
+        let (model, drafter) = match trace {
+            Some(trace) => (trace.model(), trace.drafter(drafter)),
+            None => (engine.model(), drafter),
+        };
         let sequence = Sequence::new(engine.config(), prompt, cache, drafter, sequence_options)?;
-        let generation = Generation::new(engine.model(), sequence, budget);
+        let generation = Generation::new(model, sequence, budget);
         let detokenizer = engine.tokenizer().detokenizer_after(prompt);
         let about = About { model: engine.name(), strategy: strategy.to_owned(), seed: options.sampling.seed };
         Ok(Answer::new(generation, TextEnd { detokenizer, stops }, about, &mut self.cache))

@@ -147,6 +147,16 @@ fn a_file_that_was_made_otherwise_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn two_runs_do_not_write_one_file() {
+    let sandbox = Sandbox::new();
+    let file = fs::File::create(sandbox.path("answers.jsonl")).unwrap();
+    file.lock().unwrap();
+    distill(&sandbox, b"", &["--limit", "1"]).assert_error(1, &["another run writes to", "answers.jsonl"]);
+    file.unlock().unwrap();
+    distill(&sandbox, b"", &["--limit", "1"]).assert_success();
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
     let good = "{\"prompt\": \"a\"}\n";

@@ -219,6 +219,9 @@ pub(crate) struct GenerateArgs {
     /// Generate again without drafts, and fail unless both give the same tokens
     #[arg(long)]
     pub(crate) verify_lossless: bool,
+    /// Write a web page that shows every pass of the answer: what was drafted, what was accepted, and the time it took
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]

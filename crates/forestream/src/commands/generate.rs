@@ -1,11 +1,12 @@
 //! `generate`: one answer, streamed as text or reported as JSON.
 
-use std::io::{self, IsTerminal, Read};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use forestream::{Engine, GenerateOptions, Message, Report, TokenId};
+use forestream::{Answer, Engine, GenerateOptions, Message, Report, TokenId, Trace};
 use serde::Serialize;
 
 use super::{console, interrupt, model};
@@ -18,10 +19,20 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_tokens(&engine, args, &prompt_text)?;
     let sampling = args::sampling(&args.sampling, &engine.default_sampling());
     let options = args::generate_options(&args.length, &args.spec, sampling);
-    let report = answer(&engine, &prompt, &options, |piece| match args.output {
+    let page = args.trace.as_deref().map(TracePage::create).transpose()?;
+    let trace = page.is_some().then(|| Trace::new(&engine));
+    let mut session = engine.session();
+    let running = match &trace {
+        Some(trace) => session.generate_traced(&prompt, &options, trace)?,
+        None => session.generate(&prompt, &options)?,
+    };
+    let report = finish(running, |piece| match args.output {
         OutputFormat::Text => Ok(console::print(piece)?),
         OutputFormat::Json => Ok(()),
     })?;
+    if let (Some(page), Some(trace)) = (page, &trace) {
+        page.write(&trace.page(&prompt, &report)?)?;
+    }
     let verdict = args.verify_lossless.then(|| verify(&engine, &prompt, &options, &report)).transpose()?;
     match args.output {
         OutputFormat::Text => {
@@ -89,15 +100,8 @@ fn prompt_tokens(engine: &Engine, args: &GenerateArgs, text: &str) -> anyhow::Re
     Ok(session.chat_prompt(&template, &messages, args.template.chat_template_kwargs.as_ref())?)
 }
 
-/// Runs one answer to its end, or to Ctrl-C.
-fn answer(
-    engine: &Engine,
-    prompt: &[TokenId],
-    options: &GenerateOptions,
-    mut show: impl FnMut(&str) -> anyhow::Result<()>,
-) -> anyhow::Result<Report> {
-    let mut session = engine.session();
-    let mut answer = session.generate(prompt, options)?;
+/// Runs an answer to its end, or to Ctrl-C.
+fn finish(mut answer: Answer<'_>, mut show: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<Report> {
     for piece in answer.by_ref() {
         show(&piece?)?;
         if interrupt::is_asked() {
@@ -105,6 +109,24 @@ fn answer(
         }
     }
     Ok(answer.finish())
+}
+
+/// The file of `--trace`, opened before anything is generated: one that cannot be written is known at once.
+struct TracePage<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> TracePage<'a> {
+    fn create(path: &'a Path) -> anyhow::Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot create the trace {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    fn write(mut self, page: &str) -> anyhow::Result<()> {
+        let written = self.file.write_all(page.as_bytes());
+        written.with_context(|| format!("cannot write the trace {}", self.path.display()))
+    }
 }
 
 /// Whether plain decoding gives the same tokens.
@@ -134,7 +156,8 @@ fn verify(engine: &Engine, prompt: &[TokenId], options: &GenerateOptions, report
         ..options.clone()
     };
     interrupt::clear();
-    let plain = answer(engine, prompt, &plain, |_| Ok(()))?;
+    let mut session = engine.session();
+    let plain = finish(session.generate(prompt, &plain)?, |_| Ok(()))?;
     Ok(Verdict::of(&report.token_ids, &plain.token_ids))
 }
 

@@ -16,6 +16,12 @@ pub enum DistillError {
         #[source]
         source: std::io::Error,
     },
+    /// Another run writes the file.
+    #[error("another run writes to {path}; wait for its end, or give another --output")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file exists and is something else.
     #[error("{path} does not begin as a file of answers does; it is left as it is, so give another --output")]
     NotAnswers {

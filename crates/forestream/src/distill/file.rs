@@ -3,7 +3,7 @@
 //! Every line is written at once and whole, so that a file that a run left behind is continued after its last complete
 //! line. A file made otherwise is refused, and never changed.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -94,6 +94,10 @@ impl AnswerFile {
         if !file.metadata().map_err(failed("open"))?.is_file() {
             let source = std::io::Error::other("it is not a regular file, and could not be continued");
             return Err(failed("open")(source));
+        }
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(DistillError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(_)) | Ok(()) => {} // not every file system has locks
         }
         let found = Existing::read(path, &file, header, prompts)?;
         let mut this = Self { path: path.to_owned(), file, num_answers: found.num_answers };
