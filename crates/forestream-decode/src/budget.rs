@@ -4,8 +4,6 @@
 //! of their acceptance probability, a pass that verifies the best B of them emits `1 + sum of the B probabilities` tokens
 //! on average; the B of the highest rate is taken. B = 0 is plain decoding. Several sequences share one ranking.
 
-use std::time::Duration;
-
 use crate::round::active;
 use crate::{DecodeError, Sequence};
 
@@ -64,34 +62,6 @@ impl CostCurve {
             return Err(DecodeError::CostCurve { nodes: 0, seconds: 0.0 });
         }
         Ok(Self { points: kept, draft_seconds: 0.0 })
-    }
-
-    /// Times passes of each size `repetitions` times, sizes taking turns, and keeps the medians.
-    ///
-    /// `run_pass` runs one pass over that many nodes; `clock` reads a running clock.
-    ///
-    /// # Errors
-    /// What `run_pass` returns, and [`DecodeError::CostCurve`] for sizes that do not grow.
-    pub fn measure(
-        sizes: &[usize],
-        repetitions: usize,
-        mut clock: impl FnMut() -> Duration,
-        mut run_pass: impl FnMut(usize) -> Result<(), DecodeError>,
-    ) -> Result<Self, DecodeError> {
-        let mut times = vec![Vec::with_capacity(repetitions); sizes.len()];
-        for _ in 0..repetitions {
-            for (times, &nodes) in times.iter_mut().zip(sizes) {
-                let start = clock();
-                run_pass(nodes)?;
-                times.push(clock().saturating_sub(start).as_secs_f64());
-            }
-        }
-        let median = |times: &mut Vec<f64>| {
-            times.sort_unstable_by(f64::total_cmp);
-            times.get(times.len() / 2).copied().unwrap_or(0.0)
-        };
-        let points: Vec<_> = sizes.iter().copied().zip(times.iter_mut().map(median)).collect();
-        Self::new(&points)
     }
 
     /// The same passes with a drafter that takes this long.
@@ -223,24 +193,5 @@ mod tests {
         for (curve, expected) in [(flat, 5), (steep, 0), (knee, 3)] {
             assert_eq!(curve.best_count(1, 1, scores.into_iter()), expected);
         }
-    }
-
-    #[test]
-    fn measuring_takes_medians_of_a_given_clock() {
-        let mut passes = Vec::new();
-        let now = std::cell::Cell::new(0_u64);
-        let curve = CostCurve::measure(
-            &[1, 8],
-            3,
-            || Duration::from_micros(now.get()),
-            |nodes| {
-                passes.push(nodes);
-                let hiccup = if passes.len() == 3 { 1000 } else { 0 };
-                now.set(now.get() + 10 + nodes as u64 + hiccup);
-                Ok(())
-            },
-        );
-        assert_eq!(passes, [1, 8, 1, 8, 1, 8]);
-        assert_eq!(curve.unwrap().points(), [(1, 11e-6), (8, 18e-6)]);
     }
 }

@@ -23,7 +23,6 @@ mod sampler;
 mod sequence;
 mod settings;
 mod stats;
-mod trial_pass;
 mod worth;
 
 pub use acceptance::{Acceptance, SampleAndMatch};
@@ -40,4 +39,3 @@ pub use sequence::{FinishReason, Sequence, SequenceOptions};
 pub use settings::SamplingSettings;
 pub use stats::{Stats, Timings};
 pub use strategies::{STRATEGIES, Strategy};
-pub use trial_pass::TrialPass;

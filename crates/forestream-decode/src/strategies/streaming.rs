@@ -7,7 +7,7 @@
 //!
 //! The logits of a depth are the stream's own plus what the concrete parent adds. A child's score is its parent's times the
 //! calibrated probability of the proposal, so that the tree is ranked path by path; the budget keeps the best nodes.
-//! Source: Speculative Streaming (arXiv 2402.11131); best-first trees: `DDTree` (arXiv 2604.12989); `docs/streams.md`.
+//! Source: Speculative Streaming (arXiv 2402.11131); best-first trees: `DDTree` (arXiv 2604.12989); `docs/speculative-streaming.md`.
 
 use forestream_model::streams::{Anchor, Calibration, Streams};
 use forestream_model::{Hidden, NodeId, Outputs, Row, TokenId, TokenTree};

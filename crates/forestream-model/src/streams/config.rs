@@ -1,8 +1,8 @@
 //! What `adapter_config.json` says: which streams an adapter adds to which base model.
 //!
 //! The file decides the names and shapes of all tensors ([`AdapterConfig::tensors`]), so that the trainer that writes an
-//! adapter and the engine that reads it cannot disagree. Source: Speculative Streaming (arXiv 2402.11131), sections 3.1
-//! and 3.2; token conditioning and sampler are additions of this project (`docs/streams.md`).
+//! adapter and the engine that reads it cannot disagree. Source: Speculative Streaming (arXiv 2402.11131); token
+//! conditioning and sampler are additions of this project (`docs/speculative-streaming.md`).
 
 use serde::{Deserialize, Serialize};
 
