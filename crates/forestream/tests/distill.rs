@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/adapter.rs"]
+mod adapter;
 mod support;
 
 use std::fs;
@@ -126,12 +128,19 @@ fn a_file_that_was_made_otherwise_is_refused_and_left_as_it_is() {
     let whole = answers(&sandbox);
     let text = String::from_utf8(whole).unwrap();
     let other_model = tiny_model("tiny-mistral");
+    let adapter = sandbox.path("adapter");
+    adapter::write_random_adapter(tiny_model("tiny-llama").as_ref(), &adapter);
+    let lossless = distill(&sandbox, text.as_bytes(), &["--limit", "2", "--adapter", adapter.to_str().unwrap()]);
+    lossless.assert_success();
+    let config = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
+    fs::write(adapter.join("adapter_config.json"), config.replace("\"lossless\"", "\"joint\"")).unwrap();
     let cases: &[(&str, &[&str], &str)] = &[
         (&text, &["-n", "21"], "max_tokens 20, and 21"),
         (&text, &["--temp", "0.5"], "temperature 0.0, and 0.5"),
         (&text, &["-s", "1"], "seed 0, and 1"),
         (&text, &["--raw"], "prompt_format \"chat\", and \"raw\""),
         (&text, &["--quantize", "q8_0"], "weight_format"),
+        (&text, &["--adapter", adapter.to_str().unwrap()], "adapter null, and "),
         (&text, &["-m", &other_model], "fingerprint"),
         (&text, &["--template", "Say {prompt}"], "line 2: the answer is to \"one\""),
         ("{\"prompt\": \"mine\"}\n", &[], "does not begin as a file of answers does"),

@@ -18,7 +18,10 @@ pub(super) fn run(args: &DistillArgs) -> anyhow::Result<ExitCode> {
     let prompts = distill_prompts(&engine, args, rows)?;
     let options = options(&engine, args);
     let has_template = !args.data.raw && engine.chat_template()?.is_some();
-    let header = Header::new(&engine, &options, if has_template { "chat" } else { "raw" });
+    let mut header = Header::new(&engine, &options, if has_template { "chat" } else { "raw" });
+    if let Some(adapter) = &args.model.adapter {
+        header = header.with_adapter(adapter)?;
+    }
     let mut file = AnswerFile::open(&args.output_file, &header, &prompts)?;
     let first = file.num_answers();
     if first > 0 {

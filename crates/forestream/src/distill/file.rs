@@ -8,11 +8,13 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use forestream_decode::SamplingSettings;
+use forestream_model::streams::{Adapter, TrainingMode};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{DistillError, DistillOptions, DistillPrompt, DistilledAnswer};
-use crate::Engine;
+use crate::pull::{PullError, sha256_of};
+use crate::{Engine, Error};
 
 /// Counts up when the meaning of the file changes.
 const VERSION: u32 = 1;
@@ -20,6 +22,8 @@ const VERSION: u32 = 1;
 const MARK: &str = "forestream_distill";
 /// The one field that may differ: a file can be known under several names.
 const NAME: &str = "model";
+/// The weights in an adapter's directory.
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// What made the answers of a file: its first line.
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +32,9 @@ pub struct Header {
     model: String,
     fingerprint: String,
     weight_format: String,
+    /// The hash of an adapter that changes what the model says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<String>,
     prompt_format: &'static str,
     max_tokens: usize,
     temperature: f32,
@@ -53,6 +60,7 @@ impl Header {
             model: engine.name().to_owned(),
             fingerprint: engine.fingerprint().to_owned(),
             weight_format: engine.weight_format().to_owned(),
+            adapter: None,
             prompt_format,
             max_tokens: options.max_tokens,
             temperature,
@@ -67,6 +75,18 @@ impl Header {
             logit_bias: options.sampling.logit_bias.clone(),
             seed,
         }
+    }
+
+    /// The same for a model with the adapter in `directory`, which counts unless it is lossless.
+    ///
+    /// # Errors
+    /// An adapter that cannot be read.
+    pub fn with_adapter(mut self, directory: &Path) -> Result<Self, Error> {
+        if Adapter::read_config(directory)?.mode != TrainingMode::Lossless {
+            let weights = directory.join(ADAPTER_WEIGHTS);
+            self.adapter = Some(sha256_of(&weights).map_err(PullError::from)?);
+        }
+        Ok(self)
     }
 
     fn line(&self) -> String {
