@@ -82,8 +82,8 @@ pub(crate) const CASES: &[Options] = &[
 
 /// A loaded base model with random trained weights.
 pub(crate) struct Case {
-    checkpoint: Checkpoint,
-    draft_vocabulary: &'static [TokenId],
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) draft_vocabulary: &'static [TokenId],
     pub(crate) base: StreamBase,
     pub(crate) values: BTreeMap<String, Vec<f64>>,
 }

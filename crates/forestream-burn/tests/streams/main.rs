@@ -1,6 +1,9 @@
 //! Streams over tensors against an independent reference in double precision, and what they may depend on.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod case;
+mod engine;
 mod reference;
 
 use burn_tensor::{Device, Tensor, TensorData};
