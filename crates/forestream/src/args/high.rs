@@ -10,15 +10,20 @@ pub(crate) fn cache_directory(args: &StoreArgs) -> std::path::PathBuf {
     args.cache.clone().unwrap_or_else(forestream::places::cache_directory)
 }
 
-/// How the model is loaded.
-pub(crate) fn engine_options(args: &ModelArgs) -> EngineOptions {
+/// How the model is loaded for drafting with `spec_types`.
+pub(crate) fn engine_options(args: &ModelArgs, spec_types: &[SpecType]) -> EngineOptions {
+    let adapter = match &args.adapter {
+        Some(directory) => AdapterChoice::Directory(directory.clone()),
+        None if spec_types.iter().any(SpecType::may_use_streams) => AdapterChoice::Included,
+        None => AdapterChoice::None,
+    };
     EngineOptions {
         name: None,
         threads: nonzero(args.threads),
         ctx_size: nonzero(args.ctx_size),
         isa: args.isa,
         quantize: args.quantize,
-        adapter: args.adapter.clone().map_or(AdapterChoice::Included, AdapterChoice::Directory),
+        adapter,
         cost_curve_directory: Some(cache_directory(&args.store).join("cost-curves")),
     }
 }

@@ -14,7 +14,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 pub(crate) use high::*;
 pub(crate) use low::*;
-pub(crate) use values::{OutputFormat, TableFormat};
+pub(crate) use values::{OutputFormat, SpecType, TableFormat};
 
 /// Reads the command line.
 ///

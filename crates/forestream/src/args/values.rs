@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use forestream::dataset::{self, Task};
-use forestream::{Format, Isa};
+use forestream::{Format, Isa, Requires};
 use serde_json::{Map, Value};
 
 /// Form of a report.
@@ -32,6 +32,14 @@ pub(crate) enum TableFormat {
 /// Registered strategies, joined by plus signs where several draft together, or `auto`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SpecType(pub(crate) String);
+
+impl SpecType {
+    /// Whether drafting may need an adapter.
+    pub(crate) fn may_use_streams(&self) -> bool {
+        let needs_streams = |name| forestream::strategy(name).is_ok_and(|it| it.requires == Requires::Streams);
+        self.0 == forestream::AUTO || self.0.split('+').any(needs_streams)
+    }
+}
 
 impl FromStr for SpecType {
     type Err = String;

@@ -9,7 +9,7 @@ use super::{console, model};
 use crate::args::{BenchArgs, TableFormat};
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let engine = model::open(&args.model)?;
+    let engine = model::open(&args.model, &[])?;
     let options = BenchOptions {
         prompt_lens: args.prompt_len.clone(),
         gen_lens: args.gen_len.clone(),

@@ -14,7 +14,7 @@ use crate::args::{self, DistillArgs};
 pub(super) fn run(args: &DistillArgs) -> anyhow::Result<ExitCode> {
     let rows = prompts::read(&args.data)?;
     interrupt::install()?;
-    let engine = model::open(&args.model)?;
+    let engine = model::open(&args.model, &[])?;
     let prompts = distill_prompts(&engine, args, rows)?;
     let options = options(&engine, args);
     let has_template = !args.data.raw && engine.chat_template()?.is_some();
