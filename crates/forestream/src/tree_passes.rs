@@ -19,14 +19,35 @@ impl<'m> TreePasses<'m> {
     /// # Errors
     /// If a pass fails.
     pub(crate) fn new(model: &'m dyn Model, depth: usize, max_nodes: usize) -> Result<Self, DecodeError> {
-        let mut cache = model.new_cache(depth + max_nodes);
-        let mut hidden = Hidden::new();
+        let (cache, hidden) = (model.new_cache(depth + max_nodes), Hidden::new());
+        let mut this = Self { model, cache, hidden, logits: Vec::new(), drafter: Streaming::new() };
         if depth > 0 {
-            let tree = TokenTree::chain(&some_tokens(depth, model.config().vocab_size));
-            model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::None }], &mut hidden)?;
-            cache.commit(&tree.path(tree.last()));
+            this.fill(&some_tokens(depth, model.config().vocab_size))?;
         }
-        Ok(Self { model, cache, hidden, logits: Vec::new(), drafter: Streaming::new() })
+        Ok(this)
+    }
+
+    /// Commits `context`, and lets the drafter know where streams begin.
+    fn fill(&mut self, context: &[TokenId]) -> Result<(), DecodeError> {
+        let mut draft = Draft::new(context[0]);
+        let mut path = vec![NodeId::ROOT];
+        for &token in &context[1..] {
+            path.push(draft.push(draft.tree().last(), token, 1.0));
+        }
+        let row = Row { tree: draft.tree(), cache: &mut self.cache, outputs: Outputs::Last };
+        self.model.forward(&mut [row], &mut self.hidden)?;
+        self.cache.commit(&path);
+        self.drafter.observe(VerifiedRound {
+            target: self.model,
+            draft: &draft,
+            hidden: &self.hidden,
+            sequence_index: 0,
+            path: &path,
+            context,
+            num_emitted: 1,
+            cache: &mut self.cache,
+            cost: None,
+        })
     }
 
     /// One pass over a tree of `nodes` nodes, with logits of all of them.
@@ -44,7 +65,7 @@ impl<'m> TreePasses<'m> {
 }
 
 impl TreePasses<'_> {
-    /// One draft of the streams behind the first node of the last pass; none for a model without streams.
+    /// One draft of the streams behind the filled cache; none for a model without streams, or behind an empty cache.
     ///
     /// # Errors
     /// If the stream pass fails.
@@ -52,18 +73,6 @@ impl TreePasses<'_> {
         let vocab_size = self.model.config().vocab_size;
         let context = some_tokens(2, vocab_size);
         let mut draft = Draft::new(context[1]);
-        let verified = VerifiedRound {
-            target: self.model,
-            draft: &draft,
-            hidden: &self.hidden,
-            sequence_index: 0,
-            path: &[NodeId::ROOT],
-            context: &context,
-            num_emitted: 1,
-            cache: &mut self.cache,
-            cost: None,
-        };
-        self.drafter.observe(verified)?;
         let limits = Limits { max_nodes: 16, max_depth: usize::MAX, vocab_size, min_score: 0.0 };
         let mut request = DraftRequest {
             target: self.model,
