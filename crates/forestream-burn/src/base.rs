@@ -3,11 +3,12 @@
 use std::fmt;
 
 use burn_tensor::{Device, Tensor};
-use forestream_model::streams::AdapterConfig;
-use forestream_model::{Checkpoint, DecoderConfig, Format, ModelError, TokenId};
+use forestream_model::streams::{AdapterConfig, TrainingMode};
+use forestream_model::{Checkpoint, DecoderConfig, TokenId};
 
 use crate::BurnError;
-use crate::layer::{Layer, Loader};
+use crate::layer::Layer;
+use crate::load::{Loader, Table};
 
 /// The top layers of a base model, its final norm, the draft vocabulary's rows of the LM head, and embeddings on demand.
 #[derive(Clone)]
@@ -15,12 +16,14 @@ pub struct StreamBase {
     pub(crate) decoder: DecoderConfig,
     pub(crate) adapter: AdapterConfig,
     pub(crate) device: Device,
-    /// The layers with streams.
+    /// Layers from [`StreamBase::first_layer`] on.
     pub(crate) layers: Vec<Layer>,
     /// `[1, hidden]`.
     pub(crate) norm: Tensor<2>,
     /// Rows of the LM head, `[draft vocabulary, hidden]`.
     pub(crate) head: Tensor<2>,
+    /// The LM head of main rows, `[vocab_size, hidden]`; joint mode only.
+    pub(crate) main_head: Option<Tensor<2>>,
     pub(crate) embeddings: Table,
     /// Rotary frequencies, `[head_dim / 2]`.
     pub(crate) frequencies: Vec<f64>,
@@ -43,24 +46,24 @@ impl StreamBase {
         check_vocabulary(config, &decoder, draft_vocabulary)?;
         let device = device.clone().without_autodiff();
         let loader = Loader { checkpoint, device: &device };
-        let first = config.first_msa_layer(&decoder);
-        let layers = (first..decoder.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_, _>>()?;
-        let embeddings = Table::read(checkpoint, "model.embed_tokens.weight")?;
-        let head_rows = |table: &Table| match draft_vocabulary {
-            [] => table.rows(0..decoder.vocab_size as TokenId),
-            ids => table.rows(ids.iter().copied()),
+        let layers = first_layer(config, &decoder)..decoder.num_hidden_layers;
+        let layers = layers.map(|index| loader.layer(index)).collect::<Result<_, _>>()?;
+        let embeddings = loader.embeddings()?;
+        let lm_head = loader.lm_head(&embeddings)?;
+        let all_tokens = || 0..decoder.vocab_size as TokenId;
+        let head = match draft_vocabulary {
+            [] => loader.upload_rows(&lm_head, all_tokens()),
+            ids => loader.upload_rows(&lm_head, ids.iter().copied()),
         };
-        let head = if decoder.tie_word_embeddings {
-            head_rows(&embeddings)
-        } else {
-            head_rows(&Table::read(checkpoint, "lm_head.weight")?)
-        };
-        let num_rows = head.len() / decoder.hidden_size;
-        let head = loader.upload(head, [num_rows, decoder.hidden_size]);
+        let is_joint = config.mode == TrainingMode::Joint;
+        let main_head = is_joint.then(|| match draft_vocabulary {
+            [] => head.clone(),
+            _ => loader.upload_rows(&lm_head, all_tokens()),
+        });
         let norm = loader.vector("model.norm.weight", decoder.hidden_size)?;
         let frequencies = decoder.rope.frequencies(decoder.head_dim);
         checkpoint.release();
-        Ok(Self { adapter: config.clone(), decoder, layers, norm, head, embeddings, frequencies, device })
+        Ok(Self { adapter: config.clone(), decoder, layers, norm, head, main_head, embeddings, frequencies, device })
     }
 
     /// Sizes and switches of the base model.
@@ -73,10 +76,26 @@ impl StreamBase {
         &self.adapter
     }
 
+    /// The first layer that is computed here: the first with streams, or the first whose main rows are trained if that is
+    /// lower.
+    pub fn first_layer(&self) -> usize {
+        first_layer(&self.adapter, &self.decoder)
+    }
+
     /// Number of tokens that streams can propose: the width of their logits.
     pub fn draft_vocab_size(&self) -> usize {
         self.head.dims()[0]
     }
+
+    /// The layers with streams.
+    pub(crate) fn stream_layers(&self) -> &[Layer] {
+        &self.layers[self.adapter.first_msa_layer(&self.decoder) - self.first_layer()..]
+    }
+}
+
+fn first_layer(adapter: &AdapterConfig, decoder: &DecoderConfig) -> usize {
+    let main_layers = adapter.main_lora.as_ref().map_or(0, |main| main.num_layers);
+    adapter.first_msa_layer(decoder).min(decoder.num_hidden_layers - main_layers)
 }
 
 impl fmt::Debug for StreamBase {
@@ -100,35 +119,5 @@ fn check_vocabulary(config: &AdapterConfig, base: &DecoderConfig, ids: &[TokenId
     match ids.iter().find(|&&token| token as usize >= vocab_size) {
         Some(&token) => Err(BurnError::TokenOutOfRange { token, vocab_size }),
         None => Ok(()),
-    }
-}
-
-/// A matrix with a row for each token, in the bytes of the checkpoint; rows are decoded when asked for.
-#[derive(Clone)]
-pub(crate) struct Table {
-    format: Format,
-    bytes: Vec<u8>,
-    row_bytes: usize,
-    cols: usize,
-}
-
-impl Table {
-    fn read(checkpoint: &Checkpoint, name: &str) -> Result<Self, ModelError> {
-        let config = checkpoint.config();
-        let weight = checkpoint.weight(name)?.expect_shape(config.vocab_size, config.hidden_size)?;
-        let row_bytes = weight.bytes.len() / weight.rows;
-        Ok(Self { format: weight.format, cols: weight.cols, row_bytes, bytes: weight.bytes.into_owned() })
-    }
-
-    /// The rows of these tokens, one after another.
-    pub(crate) fn rows(&self, tokens: impl IntoIterator<Item = TokenId>) -> Vec<f32> {
-        let mut rows = Vec::new();
-        for token in tokens {
-            let start = rows.len();
-            rows.resize(start + self.cols, 0.0);
-            let bytes = &self.bytes[token as usize * self.row_bytes..][..self.row_bytes];
-            self.format.dequantize_row(bytes, &mut rows[start..]);
-        }
-        rows
     }
 }

@@ -6,8 +6,12 @@
 
 mod attention;
 mod base;
+mod changes;
 mod error;
+mod joint;
 mod layer;
+mod load;
+mod model;
 mod random;
 mod rotation;
 mod segment;
@@ -18,6 +22,8 @@ pub use base::StreamBase;
 /// The tensors of this crate's interface.
 pub use burn_tensor as tensor;
 pub use error::BurnError;
+pub use joint::{JointLogits, JointText, joint_logits};
+pub use model::BurnModel;
 pub use segment::Segment;
 pub use streams::{stream_logits, stream_states};
 pub use weights::StreamWeights;

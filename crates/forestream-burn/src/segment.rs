@@ -30,6 +30,11 @@ impl Segment {
         self.boundary.len() / hidden_size
     }
 
+    /// Main rows that the last position sees.
+    pub(crate) fn context(&self, hidden_size: usize) -> usize {
+        self.first_position + self.num_positions(hidden_size)
+    }
+
     /// Checks all sizes against a base model and the numbers of layers and streams.
     pub(crate) fn check(
         &self,
@@ -38,7 +43,7 @@ impl Segment {
         [num_layers, num_streams]: [usize; 2],
     ) -> Result<(), BurnError> {
         let positions = self.num_positions(base.hidden_size);
-        let plane = base.num_key_value_heads * (self.first_position + positions) * base.head_dim;
+        let plane = base.num_key_value_heads * self.context(base.hidden_size) * base.head_dim;
         let tokens = positions + num_streams;
         let mut parts = vec![
             ("boundary".to_owned(), positions.max(1) * base.hidden_size, self.boundary.len()),

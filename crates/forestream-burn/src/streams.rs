@@ -2,13 +2,15 @@
 //!
 //! Streams are extra rows of the top layers; each sees the main rows up to its position and the lower streams of it. The
 //! base is frozen. Source: Speculative Streaming (arXiv 2402.11131), sections 3.1 and 3.2; token conditioning and sampler
-//! are described in `docs/streams.md`.
+//! are additions of this project.
 
 use burn_tensor::{Tensor, TensorData, activation};
+use forestream_model::TokenId;
 use forestream_model::streams::StreamPosition;
 
-use crate::attention::{Block, Shape, StreamAttention};
-use crate::layer::{Changes, rms_norm};
+use crate::attention::{Block, Plane, Sharing, StreamAttention};
+use crate::changes::Changes;
+use crate::layer::rms_norm;
 use crate::rotation::Rotation;
 use crate::{BurnError, Segment, StreamBase, StreamWeights};
 
@@ -20,9 +22,8 @@ use crate::{BurnError, Segment, StreamBase, StreamWeights};
 /// # Shapes
 /// `[rows, draft vocabulary]`; rows lie text by text, position by position, stream by stream.
 pub fn stream_logits(base: &StreamBase, weights: &StreamWeights, segments: &[Segment]) -> Result<Tensor<2>, BurnError> {
-    let pass = Pass::new(base, weights, segments)?;
-    let states = pass.sample(pass.states());
-    Ok(states.matmul(base.head.clone().transpose()))
+    let streams = streams_of(base, weights, segments)?;
+    Ok(streams.logits(final_states(&streams, segments)))
 }
 
 /// States of all streams after the final norm and before the sampler, differentiable in `weights`.
@@ -33,108 +34,142 @@ pub fn stream_logits(base: &StreamBase, weights: &StreamWeights, segments: &[Seg
 /// # Shapes
 /// `[rows, hidden]`; rows as in [`stream_logits`].
 pub fn stream_states(base: &StreamBase, weights: &StreamWeights, segments: &[Segment]) -> Result<Tensor<2>, BurnError> {
-    Ok(Pass::new(base, weights, segments)?.states())
+    Ok(final_states(&streams_of(base, weights, segments)?, segments))
 }
 
-/// A pass over checked segments.
-struct Pass<'a> {
+fn streams_of<'a>(
     base: &'a StreamBase,
     weights: &'a StreamWeights,
     segments: &'a [Segment],
-    /// Positions over all segments.
-    num_positions: usize,
-    num_streams: usize,
+) -> Result<StreamRows<'a>, BurnError> {
+    let streams = &base.adapter.streams;
+    for (index, segment) in segments.iter().enumerate() {
+        segment.check(index, &base.decoder, [streams.num_msa_layers, streams.num_streams])?;
+    }
+    let anchors = segments.iter().flat_map(|segment| {
+        let anchor = |index: usize| Anchor {
+            position: segment.first_position + index,
+            following: &segment.tokens[index..][..streams.num_streams],
+        };
+        (0..segment.num_positions(base.decoder.hidden_size)).map(anchor)
+    });
+    StreamRows::new(base, weights, anchors.collect())
 }
 
-impl<'a> Pass<'a> {
-    fn new(base: &'a StreamBase, weights: &'a StreamWeights, segments: &'a [Segment]) -> Result<Self, BurnError> {
+fn final_states(streams: &StreamRows<'_>, segments: &[Segment]) -> Tensor<2> {
+    let (base, decoder) = (streams.base, &streams.base.decoder);
+    let blocks = |segment: &Segment| {
+        Block::cover(segment.first_position, segment.num_positions(decoder.hidden_size), &base.device)
+    };
+    let blocks: Vec<_> = segments.iter().map(blocks).collect();
+    let boundary = segments.iter().flat_map(|segment| &segment.boundary).copied().collect();
+    let mut rows = streams.start(streams.upload(boundary));
+    for layer in 0..base.stream_layers().len() {
+        let plane = |segment: &Segment| {
+            let shape = [decoder.num_key_value_heads, segment.context(decoder.hidden_size), decoder.head_dim];
+            let upload = |plane: &Vec<f32>| Tensor::from_data(TensorData::new(plane.clone(), shape), &base.device);
+            Plane::new(upload(&segment.keys[layer]), upload(&segment.values[layer]))
+        };
+        let planes: Vec<Plane> = segments.iter().map(plane).collect();
+        let texts: Vec<_> = planes.iter().zip(blocks.iter().map(Vec::as_slice)).collect();
+        rows = streams.layer(layer, rows, &texts);
+    }
+    streams.finish(rows)
+}
+
+/// A position whose streams run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Anchor<'a> {
+    pub(crate) position: usize,
+    /// The tokens after it, one for each stream.
+    pub(crate) following: &'a [TokenId],
+}
+
+/// The stream rows of a pass: anchor after anchor, stream after stream.
+pub(crate) struct StreamRows<'a> {
+    pub(crate) base: &'a StreamBase,
+    weights: &'a StreamWeights,
+    anchors: Vec<Anchor<'a>>,
+    rotation: Rotation,
+    attention: StreamAttention,
+    changes: Changes<'a>,
+}
+
+impl<'a> StreamRows<'a> {
+    pub(crate) fn new(
+        base: &'a StreamBase,
+        weights: &'a StreamWeights,
+        anchors: Vec<Anchor<'a>>,
+    ) -> Result<Self, BurnError> {
+        if anchors.is_empty() {
+            return Err(BurnError::Empty);
+        }
         let streams = &base.adapter.streams;
-        for (index, segment) in segments.iter().enumerate() {
-            segment.check(index, &base.decoder, [streams.num_msa_layers, streams.num_streams])?;
-        }
-        let num_positions = segments.iter().map(|segment| segment.num_positions(base.decoder.hidden_size)).sum();
-        match num_positions {
-            0 => Err(BurnError::Empty),
-            _ => Ok(Self { base, weights, segments, num_positions, num_streams: streams.num_streams }),
-        }
-    }
-
-    fn states(&self) -> Tensor<2> {
-        let base = self.base;
-        let blocks = |segment| Block::of_segment(segment, &base.decoder, &base.device);
-        let blocks: Vec<_> = self.segments.iter().flat_map(blocks).collect();
-        let attention = StreamAttention::new(Shape::new(&base.decoder, self.num_streams), &base.device);
-        let rotation = Rotation::new(&self.positions(), &base.frequencies, &base.device);
-        let changes = Changes { weights: self.weights, prefix: "layers", lora: base.adapter.lora.as_ref() };
-        let mut rows = self.start();
-        for (index, layer) in base.layers.iter().enumerate() {
-            let heads = layer.heads(&rows, &rotation, changes);
-            let attended = attention.attend(heads, &blocks, index);
-            rows = layer.finish(rows, attended, changes);
-        }
-        rms_norm(rows, Some(&base.norm), base.decoder.rms_norm_eps)
-    }
-
-    /// `M_t + P_j`, and `W n(emb(x_{t+1}))` with token conditioning, `[rows, hidden]`.
-    fn start(&self) -> Tensor<2> {
-        let (width, gamma) = (self.base.decoder.hidden_size, self.num_streams);
-        let boundary = self.segments.iter().flat_map(|segment| &segment.boundary).copied().collect();
-        let mut states = self.upload(boundary, width);
-        if self.base.adapter.streams.token_conditioning {
-            let next = self.embed(|position| position..position + 1);
-            states = next.matmul(self.weights.tensor("token_conditioning.weight").clone().transpose()) + states;
-        }
-        let offsets = self.weights.tensor("stream_embeddings").clone().reshape([1, gamma, width]);
-        let rows = states.reshape([self.num_positions, 1, width]) + offsets;
-        rows.reshape([self.num_positions * gamma, width])
-    }
-
-    /// Adds the sampler's correction by parent token, where there is a sampler.
-    fn sample(&self, states: Tensor<2>) -> Tensor<2> {
-        if self.base.adapter.streams.sampler_size.is_none() {
-            return states;
-        }
-        let project = |x: Tensor<2>, name: &str| x.matmul(self.weights.tensor(name).clone().transpose());
-        let parents = self.parents();
-        let inner = activation::silu(project(parents, "sampler.down_proj.weight"));
-        states + project(inner, "sampler.up_proj.weight")
-    }
-
-    /// Normalized embeddings of the parents of what streams propose: `x_{t+j}` for stream j, `[rows, hidden]`.
-    fn parents(&self) -> Tensor<2> {
-        self.embed(|position| position..position + self.num_streams)
-    }
-
-    /// Rotary positions of all rows.
-    fn positions(&self) -> Vec<usize> {
-        let rule = self.base.adapter.streams.position;
-        let offset = |stream: usize| match rule {
+        let offset = |stream: usize| match streams.position {
             StreamPosition::Following => stream + 1,
             StreamPosition::Anchor => 0,
         };
-        let mut positions = Vec::with_capacity(self.num_positions * self.num_streams);
-        for segment in self.segments {
-            let last = segment.first_position + segment.num_positions(self.base.decoder.hidden_size);
-            for position in segment.first_position..last {
-                positions.extend((0..self.num_streams).map(|stream| position + offset(stream)));
-            }
-        }
-        positions
+        let positions = anchors
+            .iter()
+            .flat_map(|anchor| (0..streams.num_streams).map(move |stream| anchor.position + offset(stream)));
+        let rotation = Rotation::new(&positions.collect::<Vec<_>>(), &base.frequencies, &base.device);
+        let attention = StreamAttention::new(Sharing::new(&base.decoder), streams.num_streams, &base.device);
+        let changes = Changes::of_streams(weights, &base.adapter);
+        Ok(Self { base, weights, anchors, rotation, attention, changes })
     }
 
-    /// Normalized embeddings of the tokens at `range(position)` of each segment's list, for each of its positions.
-    fn embed(&self, range: impl Fn(usize) -> std::ops::Range<usize>) -> Tensor<2> {
+    /// `M_t + P_j`, and `W n(emb(x_{t+1}))` with token conditioning.
+    ///
+    /// # Shapes
+    /// `boundary`: `[anchors, hidden]`; the result: `[rows, hidden]`.
+    pub(crate) fn start(&self, boundary: Tensor<2>) -> Tensor<2> {
+        let [anchors, width] = boundary.dims();
+        let mut states = boundary;
+        if self.base.adapter.streams.token_conditioning {
+            let next = self.embed(self.anchors.iter().map(|anchor| anchor.following[0]));
+            states = self.multiply(next, "token_conditioning.weight") + states;
+        }
+        let embeddings = self.weights.tensor("stream_embeddings").clone();
+        let num_streams = embeddings.dims()[0];
+        let rows = states.reshape([anchors, 1, width]) + embeddings.reshape([1, num_streams, width]);
+        rows.reshape([anchors * num_streams, width])
+    }
+
+    /// Runs the rows through layer `index` of those with streams; each text has its plane, and blocks of its anchors.
+    pub(crate) fn layer(&self, index: usize, rows: Tensor<2>, texts: &[(&Plane, &[Block])]) -> Tensor<2> {
+        let layer = &self.base.stream_layers()[index];
+        let heads = layer.heads(&rows, &self.rotation, &self.changes);
+        let attended = self.attention.attend(heads, texts);
+        layer.finish(rows, &attended, &self.changes)
+    }
+
+    /// The final norm.
+    pub(crate) fn finish(&self, rows: Tensor<2>) -> Tensor<2> {
+        rms_norm(rows, Some(&self.base.norm), self.base.decoder.rms_norm_eps)
+    }
+
+    /// Logits of final states, with the sampler's correction by parent: `x_{t+j}` for stream j.
+    pub(crate) fn logits(&self, mut states: Tensor<2>) -> Tensor<2> {
+        if self.base.adapter.streams.sampler_size.is_some() {
+            let parents = self.embed(self.anchors.iter().flat_map(|anchor| anchor.following).copied());
+            let inner = activation::silu(self.multiply(parents, "sampler.down_proj.weight"));
+            states = states + self.multiply(inner, "sampler.up_proj.weight");
+        }
+        states.matmul(self.base.head.clone().transpose())
+    }
+
+    fn multiply(&self, x: Tensor<2>, name: &str) -> Tensor<2> {
+        x.matmul(self.weights.tensor(name).clone().transpose())
+    }
+
+    /// Normalized embeddings, `[tokens, hidden]`.
+    fn embed(&self, tokens: impl Iterator<Item = TokenId>) -> Tensor<2> {
+        let rows = self.upload(self.base.embeddings.rows(tokens));
+        rms_norm(rows, None, self.base.decoder.rms_norm_eps)
+    }
+
+    fn upload(&self, values: Vec<f32>) -> Tensor<2> {
         let width = self.base.decoder.hidden_size;
-        let mut tokens = Vec::new();
-        for segment in self.segments {
-            let positions = 0..segment.num_positions(width);
-            tokens.extend(positions.flat_map(|position| &segment.tokens[range(position)]));
-        }
-        let rows = self.base.embeddings.rows(tokens);
-        rms_norm(self.upload(rows, width), None, self.base.decoder.rms_norm_eps)
-    }
-
-    fn upload(&self, values: Vec<f32>, width: usize) -> Tensor<2> {
         let rows = values.len() / width;
         Tensor::from_data(TensorData::new(values, [rows, width]), &self.base.device)
     }

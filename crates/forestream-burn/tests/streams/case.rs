@@ -6,8 +6,8 @@ use std::path::Path;
 use burn_tensor::Device;
 use forestream_burn::{Segment, StreamBase, StreamWeights};
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, LoraConfig, Projection, StreamConfig, StreamPosition,
-    TrainingMode,
+    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, Projection, StreamConfig,
+    StreamPosition, TrainingMode,
 };
 use forestream_model::{Checkpoint, TokenId};
 
@@ -24,6 +24,8 @@ pub(crate) struct Options {
     sampler_size: Option<usize>,
     draft_vocabulary: &'static [TokenId],
     lora: Option<&'static [Projection]>,
+    /// Top layers with changes of main rows; the mode is joint where there are any.
+    main_layers: usize,
 }
 
 /// Every switch in both positions, on models with and without biases, head norms, tied heads and shared kv heads.
@@ -37,6 +39,7 @@ pub(crate) const CASES: &[Options] = &[
         sampler_size: Some(8),
         draft_vocabulary: &[5, 1, 300, 17, 42],
         lora: Some(&Projection::ALL),
+        main_layers: 0,
     },
     Options {
         model: "tiny-qwen3", // head norms
@@ -47,6 +50,7 @@ pub(crate) const CASES: &[Options] = &[
         sampler_size: Some(4),
         draft_vocabulary: &[],
         lora: Some(&Projection::ALL),
+        main_layers: 0,
     },
     Options {
         model: "tiny-qwen2", // biases
@@ -57,6 +61,7 @@ pub(crate) const CASES: &[Options] = &[
         sampler_size: None,
         draft_vocabulary: &[319, 0],
         lora: Some(&[Projection::QProj, Projection::VProj]),
+        main_layers: 0,
     },
     Options {
         model: "tiny-llama-untied",
@@ -67,6 +72,7 @@ pub(crate) const CASES: &[Options] = &[
         sampler_size: None,
         draft_vocabulary: &[7, 8, 9],
         lora: None,
+        main_layers: 0,
     },
     Options {
         model: "tiny-mistral",
@@ -77,6 +83,33 @@ pub(crate) const CASES: &[Options] = &[
         sampler_size: Some(16),
         draft_vocabulary: &[],
         lora: None,
+        main_layers: 0,
+    },
+];
+
+/// Main rows change below the streams, and only where they are.
+pub(crate) const JOINT_CASES: &[Options] = &[
+    Options {
+        model: "tiny-llama3-rope",
+        num_streams: 2,
+        num_msa_layers: 1,
+        position: StreamPosition::Following,
+        token_conditioning: true,
+        sampler_size: Some(8),
+        draft_vocabulary: &[5, 1, 300, 17, 42],
+        lora: Some(&Projection::ALL),
+        main_layers: 3,
+    },
+    Options {
+        model: "tiny-qwen3",
+        num_streams: 3,
+        num_msa_layers: 2,
+        position: StreamPosition::Anchor,
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocabulary: &[],
+        lora: Some(&[Projection::QProj, Projection::DownProj]),
+        main_layers: 1,
     },
 ];
 
@@ -143,7 +176,7 @@ impl Options {
         AdapterConfig {
             format_version: ADAPTER_FORMAT_VERSION,
             base_model,
-            mode: TrainingMode::Lossless,
+            mode: if self.main_layers > 0 { TrainingMode::Joint } else { TrainingMode::Lossless },
             streams: StreamConfig {
                 num_streams: self.num_streams,
                 num_msa_layers: self.num_msa_layers,
@@ -153,7 +186,10 @@ impl Options {
                 draft_vocab_size: (!self.draft_vocabulary.is_empty()).then_some(self.draft_vocabulary.len()),
             },
             lora: self.lora.map(|targets| LoraConfig { rank: 3, alpha: 4.5, target_modules: targets.to_vec() }),
-            main_lora: None,
+            main_lora: (self.main_layers > 0).then(|| MainLoraConfig {
+                num_layers: self.main_layers,
+                lora: LoraConfig { rank: 2, alpha: 3.0, target_modules: Projection::ALL.to_vec() },
+            }),
             calibration: Vec::new(),
         }
     }

@@ -4,7 +4,7 @@ use forestream_burn::{Segment, stream_logits, stream_states};
 use forestream_model::streams::{Adapter, Anchor};
 use forestream_model::{BLOCK_LEN, CpuModel, Hidden, KvCache, LoadOptions, Model, Outputs, Row, TokenId, TokenTree};
 
-use crate::case::{CASES, Case, Options};
+use crate::case::{CASES, Case, JOINT_CASES, Options};
 use crate::data;
 
 /// The engine rounds stream keys and values to half precision (an error of 2^-11 each); these rows do not.
@@ -13,7 +13,7 @@ const MAX_ERROR: f64 = 1e-3;
 /// All positions of a text, with boundary states, keys and values of the engine's own pass.
 #[test]
 fn states_and_logits_are_those_of_the_engine() {
-    for options in CASES {
+    for options in CASES.iter().chain(JOINT_CASES) {
         let case = Case::new(options);
         let engine = Engine::new(&case);
         let (segment, tokens) = engine.segment(&case, options);
@@ -29,12 +29,13 @@ fn states_and_logits_are_those_of_the_engine() {
     }
 }
 
-struct Engine {
-    model: CpuModel,
+/// The engine with a case's adapter.
+pub(crate) struct Engine {
+    pub(crate) model: CpuModel,
 }
 
 impl Engine {
-    fn new(case: &Case) -> Self {
+    pub(crate) fn new(case: &Case) -> Self {
         let mut model = CpuModel::load(&case.checkpoint, LoadOptions::default()).unwrap();
         let tensors = case.weights().values();
         let draft_vocabulary = case.draft_vocabulary.to_vec();
@@ -44,7 +45,7 @@ impl Engine {
     }
 
     /// A segment of all positions but the last ones, and the tokens of the text from its start.
-    fn segment(&self, case: &Case, options: &Options) -> (Segment, Vec<TokenId>) {
+    pub(crate) fn segment(&self, case: &Case, options: &Options) -> (Segment, Vec<TokenId>) {
         let num_positions = 40; // across a block border of the cache
         let tokens = case.segment(0, num_positions + 1, 3).tokens;
         let (cache, hidden) = self.prefill(&tokens[..num_positions]);
@@ -56,7 +57,7 @@ impl Engine {
         (Segment { first_position: 0, boundary, tokens: next, keys, values }, tokens)
     }
 
-    fn prefill(&self, tokens: &[TokenId]) -> (KvCache, Hidden) {
+    pub(crate) fn prefill(&self, tokens: &[TokenId]) -> (KvCache, Hidden) {
         let mut cache = self.model.new_cache(64);
         let tree = TokenTree::chain(tokens);
         let mut hidden = Hidden::new();
@@ -67,7 +68,7 @@ impl Engine {
     }
 
     /// States and logits of each position's streams, run after its acceptance.
-    fn run(&self, segment: &Segment, tokens: &[TokenId], options: &Options) -> (Vec<f32>, Vec<f32>) {
+    pub(crate) fn run(&self, segment: &Segment, tokens: &[TokenId], options: &Options) -> (Vec<f32>, Vec<f32>) {
         let streams = self.model.streams().unwrap();
         let width = self.model.config().hidden_size;
         let (mut all_states, mut all_logits) = (Vec::new(), Vec::new());
@@ -104,7 +105,7 @@ fn planes(cache: &KvCache, layer: usize) -> (Vec<f32>, Vec<f32>) {
     (keys, values)
 }
 
-fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
+pub(crate) fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
     assert_eq!(values.len(), reference.len());
     let square = |value: f64| value * value;
     let difference: f64 = values.iter().zip(reference).map(|(a, b)| square(f64::from(a - b))).sum();

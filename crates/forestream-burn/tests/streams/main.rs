@@ -4,16 +4,17 @@
 
 mod case;
 mod engine;
+mod joint;
 mod reference;
 
 use burn_tensor::{Device, Tensor, TensorData};
-use case::{CASES, Case};
+use case::{CASES, Case, JOINT_CASES};
 use forestream_burn::{BurnError, Segment, stream_logits, stream_states};
 
 /// Logits agree with the reference in every configuration, for several segments at once.
 #[test]
 fn logits_are_those_of_the_reference() {
-    for options in CASES {
+    for options in CASES.iter().chain(JOINT_CASES) {
         let case = Case::new(options);
         let segments = [case.segment(0, 3, 1), case.segment(4, 2, 2)];
         let logits = stream_logits(&case.base, &case.weights(), &segments).unwrap();

@@ -142,9 +142,11 @@ impl<'a> Reference<'a> {
         if let Some(bias) = self.base.get(&format!("model.layers.{path}.bias")) {
             add(&mut projected, bias);
         }
-        if let Some(a) = trained.get(&format!("layers.{path}.lora_A.weight")) {
-            let lora = self.adapter.lora.as_ref().unwrap();
-            let change = matvec(&trained[&format!("layers.{path}.lora_B.weight")], &matvec(a, x));
+        let main = self.adapter.main_lora.as_ref().map(|main| &main.lora);
+        for (prefix, lora) in [("main.layers", main), ("layers", self.adapter.lora.as_ref())] {
+            let Some(a) = trained.get(&format!("{prefix}.{path}.lora_A.weight")) else { continue };
+            let lora = lora.unwrap();
+            let change = matvec(&trained[&format!("{prefix}.{path}.lora_B.weight")], &matvec(a, x));
             let scale = f64::from(lora.alpha) / lora.rank as f64;
             projected.iter_mut().zip(change).for_each(|(to, x)| *to += scale * x);
         }
