@@ -274,6 +274,18 @@ impl Streams for FakeModel {
         Ok(())
     }
 
+    fn run_fused(
+        &self,
+        row: &mut Row<'_>,
+        _pass: (&Hidden, usize),
+        nodes: &[NodeId],
+        states: &mut Hidden,
+    ) -> Result<(), ModelError> {
+        row.cache.reserve_more(3 * nodes.len())?;
+        states.resize(3 * nodes.len(), HIDDEN_SIZE);
+        Ok(())
+    }
+
     fn stream_logits(&self, _states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
         logits.clear();
         logits.resize(rows.len() * self.draft_vocabulary.len(), 0.0);

@@ -108,6 +108,22 @@ impl KvCache {
         Ok(())
     }
 
+    /// Makes room for `num_rows` more provisional rows behind those of the tree; they belong to no node.
+    ///
+    /// # Errors
+    /// [`ModelError::ContextFull`] when the capacity does not allow them; the cache is then unchanged.
+    pub fn reserve_more(&mut self, num_rows: usize) -> Result<(), ModelError> {
+        let needed = self.len() + self.provisional.len() + num_rows;
+        if needed > self.capacity {
+            return Err(ModelError::ContextFull { capacity: self.capacity, needed });
+        }
+        self.provisional.resize(self.provisional.len() + num_rows, 0);
+        while self.blocks.len() * BLOCK_LEN < needed {
+            self.blocks.push(Arc::new(self.empty_block()));
+        }
+        Ok(()) // blocks from the first provisional row on are unshared already
+    }
+
     fn empty_block(&self) -> Block {
         let len = self.shape.num_layers * self.shape.num_kv_heads * self.shape.head_dim * BLOCK_LEN;
         Block { keys: vec![f16::ZERO; len], values: vec![f16::ZERO; len] }

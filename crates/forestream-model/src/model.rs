@@ -73,6 +73,16 @@ impl Hidden {
         &mut self.states
     }
 
+    /// Makes room for `num_rows` states that belong to no tree, and returns them, `[num_rows, hidden_size]`.
+    pub fn resize(&mut self, num_rows: usize, hidden_size: usize) -> &mut [f32] {
+        self.hidden_size = hidden_size;
+        self.sequences.clear();
+        self.boundary.clear();
+        self.states.clear();
+        self.states.resize(num_rows * hidden_size, 0.0);
+        &mut self.states
+    }
+
     /// Makes room for the boundary states of the rows of [`Hidden::reset`] and returns it, `[rows, hidden_size]`.
     pub fn reset_boundary(&mut self) -> &mut [f32] {
         self.boundary.resize(self.states.len(), 0.0);

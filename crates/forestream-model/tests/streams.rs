@@ -157,6 +157,84 @@ fn a_stream_sees_lower_streams_of_its_own_position_alone() {
     }
 }
 
+/// A tree with a chain, branches, and branches of branches.
+fn draft() -> TokenTree {
+    let mut tree = TokenTree::chain(&[NEXT, 8]);
+    let mut nodes = vec![NodeId::ROOT, NodeId(1)];
+    for (parent, token) in [(0, 9), (1, 3), (2, 5), (2, 8), (4, 1), (3, 2)] {
+        nodes.push(tree.push(nodes[parent], token));
+    }
+    tree
+}
+
+#[test]
+fn the_fused_pass_gives_the_states_of_the_deferred_one() {
+    for (name, position) in [
+        ("tiny-llama", StreamPosition::Following),
+        ("tiny-llama", StreamPosition::Anchor),
+        ("tiny-qwen2", StreamPosition::Following),
+        ("tiny-qwen3", StreamPosition::Following),
+    ] {
+        for num_streams in [1, 3, 4] {
+            let checkpoint = Checkpoint::open(&directory(name)).unwrap();
+            let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
+            let mut config = config(&checkpoint, num_streams, 2);
+            config.streams = StreamConfig { position, token_conditioning: false, ..config.streams };
+            model.attach(adapter(config, checkpoint.config(), 0.5), &checkpoint).unwrap();
+            for text in [&TEXT[..1], &TEXT] {
+                let tree = draft();
+                let (mut cache, _) = read(&model, text);
+                let (mut hidden, mut fused) = (Hidden::new(), Hidden::new());
+                let nodes: Vec<NodeId> = tree.node_ids().filter(|node| node.0 != 4).collect(); // one was pruned
+                let mut row = Row { tree: &tree, cache: &mut cache, outputs: Outputs::All };
+                model.forward(std::slice::from_mut(&mut row), &mut hidden).unwrap();
+                model.run_fused(&mut row, (&hidden, 0), &nodes, &mut fused).unwrap();
+                for (index, &node) in nodes.iter().enumerate() {
+                    let deferred = deferred(&model, text, &tree, node, num_streams);
+                    let rows = index * num_streams..(index + 1) * num_streams;
+                    assert_eq!(fused.states(rows), deferred, "{name} {position:?} {num_streams} {node:?}");
+                }
+            }
+        }
+    }
+}
+
+/// States of the streams of `node` after its path is accepted.
+fn deferred(model: &CpuModel, text: &[TokenId], tree: &TokenTree, node: NodeId, num_streams: usize) -> Vec<f32> {
+    let (mut cache, mut hidden) = (read(model, text).0, Hidden::new());
+    model.forward(&mut [Row { tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+    cache.commit(&tree.path(node));
+    let boundary = hidden.boundary(hidden.row_of(0, node).unwrap()).unwrap().to_vec();
+    let (chain, mut states) = (TokenTree::chain(&vec![0; num_streams]), Hidden::new());
+    let row = Row { tree: &chain, cache: &mut cache, outputs: Outputs::All };
+    model.run(&mut [row], &[Anchor { boundary: &boundary, next_token: NEXT }], &mut states).unwrap();
+    states.states(0..num_streams).to_vec()
+}
+
+#[test]
+fn fused_streams_leave_the_tree_to_be_committed() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
+    let mut config = config(&checkpoint, 4, 2);
+    config.streams.token_conditioning = false;
+    model.attach(adapter(config, checkpoint.config(), 0.5), &checkpoint).unwrap();
+    let tree = draft();
+    let next = TokenTree::root(2);
+    let after = |is_fused: bool| {
+        let (mut cache, mut hidden) = (read(&model, &TEXT).0, Hidden::new());
+        let mut row = Row { tree: &tree, cache: &mut cache, outputs: Outputs::All };
+        model.forward(std::slice::from_mut(&mut row), &mut hidden).unwrap();
+        if is_fused {
+            let nodes: Vec<NodeId> = tree.node_ids().collect();
+            model.run_fused(&mut row, (&hidden, 0), &nodes, &mut Hidden::new()).unwrap();
+        }
+        cache.commit(&tree.path(NodeId(6)));
+        model.forward(&mut [Row { tree: &next, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+        hidden.state(0).to_vec()
+    };
+    assert_eq!(after(true), after(false));
+}
+
 #[test]
 fn threads_and_instruction_sets_give_the_same_streams() {
     let reference = states(&model("tiny-llama", 4, 2, 0.5, LoadOptions::default()), &[&TEXT], 4);

@@ -54,6 +54,34 @@ impl Batch {
         self.cut_tiles();
     }
 
+    /// Describes `num_streams` stream rows for each of `nodes`, whose slots follow those of the tree.
+    pub(super) fn reset_streams(&mut self, row: &Row<'_>, nodes: &[NodeId], num_streams: usize) {
+        self.slots.clear();
+        self.positions.clear();
+        self.visible.clear();
+        self.scattered.clear();
+        self.outputs.clear();
+        self.sequences.clear();
+        let (committed, chain_len) = (row.cache.len(), row.tree.chain_len());
+        for (index, &node) in nodes.iter().enumerate() {
+            let first_slot = committed + row.tree.len() + index * num_streams;
+            for stream in 0..num_streams {
+                let mut visible = self.visible_to(row, node, chain_len);
+                if visible.num_scattered == 0 {
+                    visible.first_scattered = self.scattered.len();
+                }
+                self.scattered.extend((first_slot..=first_slot + stream).map(|slot| slot as u32));
+                visible.num_scattered += stream + 1;
+                self.visible.push(visible);
+                self.slots.push(first_slot + stream);
+                self.positions.push(committed + row.tree.depth(node) + stream + 1);
+            }
+        }
+        self.outputs.extend(0..self.slots.len());
+        self.sequences.push(0..self.slots.len());
+        self.cut_tiles();
+    }
+
     /// The committed rows and the path of `node`; a path inside the leading chain is contiguous.
     fn visible_to(&mut self, row: &Row<'_>, node: NodeId, chain_len: usize) -> Visible {
         let committed = row.cache.len();

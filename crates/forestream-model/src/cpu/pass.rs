@@ -13,7 +13,7 @@ use super::batch::Batch;
 use super::layer::Layer;
 use super::streams::StreamScratch;
 use crate::streams::StreamPosition;
-use crate::{Hidden, KvCache, Row};
+use crate::{Hidden, KvCache, NodeId, Row};
 
 /// Buffers of a pass, reused by the next one.
 #[derive(Debug)]
@@ -93,6 +93,17 @@ impl<'a, 'r> Pass<'a, 'r> {
         Self { model, space, rows }
     }
 
+    /// A pass over the streams of `nodes` of the only row's tree.
+    pub(super) fn over_streams(
+        model: &'a CpuModel,
+        space: &'a mut Workspace,
+        rows: &'a mut [Row<'r>],
+        (nodes, num_streams): (&[NodeId], usize),
+    ) -> Self {
+        space.batch.reset_streams(&rows[0], nodes, num_streams);
+        Self { model, space, rows }
+    }
+
     /// Runs all layers and leaves the normalized states of the output rows in `hidden`.
     pub(super) fn run(mut self, hidden: &mut Hidden) {
         hidden.reset(self.rows, self.model.config.hidden_size);
@@ -108,10 +119,13 @@ impl<'a, 'r> Pass<'a, 'r> {
     }
 
     /// Runs the `layers` of streams, whose rows start at `residual`, and leaves their normalized states in `states`.
-    pub(super) fn run_streams(mut self, layers: &[Layer], position: StreamPosition, states: &mut Hidden) {
-        if position == StreamPosition::Anchor {
-            for (row, rows) in self.rows.iter().zip(&self.space.batch.sequences) {
-                self.space.batch.positions[rows.clone()].fill(row.cache.len() - 1);
+    ///
+    /// Each position's streams are `group_len` rows, placed at the positions that follow it.
+    pub(super) fn run_streams(mut self, layers: &[Layer], placing: (StreamPosition, usize), states: &mut Hidden) {
+        if let (StreamPosition::Anchor, group_len) = placing {
+            for group in self.space.batch.positions.chunks_mut(group_len) {
+                let anchor = group[0] - 1;
+                group.fill(anchor);
             }
         }
         self.find_rotations();

@@ -1,6 +1,6 @@
-//! Streams on the CPU: the deferred pass and the proposals that follow a concrete parent.
+//! Streams on the CPU: the deferred and the fused pass, and the proposals that follow a concrete parent.
 //!
-//! The stream rows of a sequence are a chain of provisional rows behind its committed ones: stream `j` then sees all main
+//! In the deferred pass the stream rows of a sequence are a chain of provisional rows behind its committed ones: stream `j` then sees all main
 //! rows and streams `1..=j`, and stands at position `t + j`, by the same rules as any other tree. Its layers are copies of
 //! the top layers with the LoRA added (`load_streams.rs`), so a stream row costs what a main row does.
 
@@ -13,7 +13,7 @@ use super::CpuModel;
 use super::layer::Layer;
 use super::pass::Pass;
 use crate::streams::{AdapterConfig, Anchor, Streams};
-use crate::{Hidden, ModelError, Row, TokenId};
+use crate::{Hidden, ModelError, NodeId, Row, TokenId};
 
 /// An adapter, ready to run.
 #[derive(Debug)]
@@ -65,6 +65,13 @@ pub(super) struct StreamScratch {
     inner: Vec<f32>,
 }
 
+impl StreamScratch {
+    /// What token conditioning adds for one anchor.
+    fn offset(&self, index: usize, width: usize) -> Option<&[f32]> {
+        self.offsets.get(index * width..(index + 1) * width)
+    }
+}
+
 impl Streams for CpuModel {
     fn adapter(&self) -> &AdapterConfig {
         &self.attached().config
@@ -85,25 +92,48 @@ impl Streams for CpuModel {
         for row in rows.iter_mut() {
             row.cache.reserve(row.tree)?;
         }
-        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        states.reset(rows, self.config.hidden_size);
         let width = self.config.hidden_size;
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let workspace = &mut *workspace;
+        states.reset(rows, width);
+        self.condition(anchors, &mut workspace.streams);
         let num_rows: usize = rows.iter().map(|row| row.tree.len()).sum();
         workspace.residual.resize(num_rows * width, 0.0);
-        let workspace = &mut *workspace;
-        self.condition(anchors, &mut workspace.streams);
-        let mut starts = workspace.residual.chunks_exact_mut(width);
+        let mut first = 0;
         for (index, (row, anchor)) in rows.iter().zip(anchors).enumerate() {
-            for embedding in streams.embeddings.chunks_exact(width).take(row.tree.len()) {
-                let start = starts.next().expect("as many rows as streams");
-                start.copy_from_slice(anchor.boundary);
-                if streams.token_conditioning.is_some() {
-                    add_assign(self.isa, start, &workspace.streams.offsets[index * width..][..width]);
-                }
-                add_assign(self.isa, start, embedding);
-            }
+            let starts = &mut workspace.residual[first * width..(first + row.tree.len()) * width];
+            self.start(anchor.boundary, workspace.streams.offset(index, width), starts);
+            first += row.tree.len();
         }
-        Pass::new(self, workspace, rows).run_streams(&streams.layers, streams.config.streams.position, states);
+        let num_streams = rows.first().map_or(1, |row| row.tree.len());
+        assert!(rows.iter().all(|row| row.tree.len() == num_streams), "all sequences run as many streams");
+        let placing = (streams.config.streams.position, num_streams);
+        Pass::new(self, workspace, rows).run_streams(&streams.layers, placing, states);
+        Ok(())
+    }
+
+    fn run_fused(
+        &self,
+        row: &mut Row<'_>,
+        (hidden, sequence_index): (&Hidden, usize),
+        nodes: &[NodeId],
+        states: &mut Hidden,
+    ) -> Result<(), ModelError> {
+        let streams = self.attached();
+        assert!(streams.token_conditioning.is_none(), "the next token of a node is not known before verification");
+        let (width, num_streams) = (self.config.hidden_size, streams.config.streams.num_streams);
+        row.cache.reserve_more(nodes.len() * num_streams)?;
+        let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let workspace = &mut *workspace;
+        workspace.residual.resize(nodes.len() * num_streams * width, 0.0);
+        for (&node, starts) in nodes.iter().zip(workspace.residual.chunks_exact_mut(num_streams * width)) {
+            let boundary = hidden.row_of(sequence_index, node).and_then(|row| hidden.boundary(row));
+            self.start(boundary.expect("the pass left the states of all nodes"), None, starts);
+        }
+        states.resize(nodes.len() * num_streams, width);
+        let placing = (streams.config.streams.position, num_streams);
+        let pass = Pass::over_streams(self, workspace, std::slice::from_mut(row), (nodes, num_streams));
+        pass.run_streams(&streams.layers, placing, states);
         Ok(())
     }
 
@@ -134,8 +164,22 @@ impl CpuModel {
         self.streams.as_ref().expect("streams are handed out only where an adapter is attached")
     }
 
+    /// `M + P_j`, and the `offset` where there is one, for as many streams as `starts` has rows.
+    fn start(&self, boundary: &[f32], offset: Option<&[f32]>, starts: &mut [f32]) {
+        let width = self.config.hidden_size;
+        let embeddings = self.attached().embeddings.chunks_exact(width);
+        for (start, embedding) in starts.chunks_exact_mut(width).zip(embeddings) {
+            start.copy_from_slice(boundary);
+            if let Some(offset) = offset {
+                add_assign(self.isa, start, offset);
+            }
+            add_assign(self.isa, start, embedding);
+        }
+    }
+
     /// `W norm(emb(y))` of each anchor's next token, into `offsets`.
     fn condition(&self, anchors: &[Anchor<'_>], scratch: &mut StreamScratch) {
+        scratch.offsets.clear();
         let Some(weight) = &self.attached().token_conditioning else { return };
         self.fill_embeddings(&mut scratch.inputs, anchors.len(), &|index| anchors[index].next_token);
         scratch.offsets.resize(anchors.len() * self.config.hidden_size, 0.0);

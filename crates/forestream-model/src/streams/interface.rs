@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Hidden, ModelError, Row, TokenId};
+use crate::{Hidden, ModelError, NodeId, Row, TokenId};
 
 use super::AdapterConfig;
 
@@ -15,9 +15,8 @@ pub struct Anchor<'a> {
     pub next_token: TokenId,
 }
 
-/// Streams that run after acceptance, for the accepted node alone (the deferred pass).
-///
-/// Because main rows never read streams, the states are those of the paper's fused pass.
+/// Speculative streams, in two forms that give the same states because main rows never read streams: after acceptance, for
+/// the accepted node alone (the deferred pass), or for all nodes of a tree before it is verified (the paper's fused pass).
 pub trait Streams: Send + Sync {
     /// Sizes and switches.
     fn adapter(&self) -> &AdapterConfig;
@@ -36,6 +35,24 @@ pub trait Streams: Send + Sync {
     /// # Errors
     /// A cache without room for the chain; the caches are then unchanged.
     fn run(&self, rows: &mut [Row<'_>], anchors: &[Anchor<'_>], states: &mut Hidden) -> Result<(), ModelError>;
+
+    /// Runs the streams of `nodes` of a tree that went through [`crate::Model::forward`] and is not committed yet.
+    ///
+    /// `pass` is what it left, and the number of the tree's sequence in it. The cache gains
+    /// γ provisional rows for each node. States lie node after node, stream after stream, and are normalized.
+    ///
+    /// # Errors
+    /// A cache without room.
+    ///
+    /// # Panics
+    /// With token conditioning: the token that will follow a node is not known before verification.
+    fn run_fused(
+        &self,
+        row: &mut Row<'_>,
+        pass: (&Hidden, usize),
+        nodes: &[NodeId],
+        states: &mut Hidden,
+    ) -> Result<(), ModelError>;
 
     /// Logits of streams by their states alone, `[rows, draft_vocabulary]`.
     fn stream_logits(&self, states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>);
