@@ -2,7 +2,7 @@
 
 use forestream_model::NodeId;
 
-use crate::draft::{DraftRequest, VerifiedRound};
+use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::{DecodeError, Draft, Drafter};
 
 /// Asks each drafter in turn; of equal nodes the higher score counts. For drafters that choose, not draw.
@@ -48,6 +48,14 @@ impl Drafter for Combined {
             self.part.reset(root);
             self.drafters[index].draft(request, &mut self.part)?;
             self.merge_into(draft);
+        }
+        Ok(())
+    }
+
+    fn inspect(&mut self, pass: UnverifiedPass<'_>) -> Result<(), DecodeError> {
+        let UnverifiedPass { target, draft, hidden, sequence_index, cache } = pass;
+        for drafter in &mut self.drafters {
+            drafter.inspect(UnverifiedPass { target, draft, hidden, sequence_index, cache: &mut *cache })?;
         }
         Ok(())
     }

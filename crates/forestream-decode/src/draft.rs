@@ -40,6 +40,20 @@ pub struct Limits {
     pub min_score: f32,
 }
 
+/// A pass before its verification.
+pub struct UnverifiedPass<'a> {
+    /// The model that ran it.
+    pub target: &'a dyn Model,
+    /// The tree that went through it.
+    pub draft: &'a Draft,
+    /// Hidden states of the pass; rows are found with `hidden.row_of(sequence_index, node)`.
+    pub hidden: &'a Hidden,
+    /// Which sequence of the pass this is.
+    pub sequence_index: usize,
+    /// The sequence's cache with the tree's provisional rows. A drafter may add rows behind them.
+    pub cache: &'a mut KvCache,
+}
+
 /// A round after verification: what a drafter may learn from.
 pub struct VerifiedRound<'a> {
     /// The model that verified.
@@ -69,6 +83,14 @@ pub trait Drafter: Send {
     /// # Errors
     /// When the drafter's own model fails.
     fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError>;
+
+    /// Looks at a pass that will emit tokens before it is verified. Does nothing unless overridden.
+    ///
+    /// # Errors
+    /// When the drafter's own model fails.
+    fn inspect(&mut self, _pass: UnverifiedPass<'_>) -> Result<(), DecodeError> {
+        Ok(())
+    }
 
     /// Learns from a verified round. Does nothing unless overridden.
     ///

@@ -28,7 +28,7 @@ mod worth;
 pub use acceptance::{Acceptance, SampleAndMatch};
 pub use budget::{Budget, CostCurve};
 pub use combined::Combined;
-pub use draft::{Draft, DraftRequest, Drafter, Limits, VerifiedRound};
+pub use draft::{Draft, DraftRequest, Drafter, Limits, UnverifiedPass, VerifiedRound};
 pub use error::DecodeError;
 pub use generation::{Generation, Token};
 pub use logits::{Candidate, Distribution};

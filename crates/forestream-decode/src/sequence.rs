@@ -6,7 +6,7 @@
 use forestream_model::{DecoderConfig, Hidden, KvCache, Model, NodeId, Outputs, Row, TokenId};
 
 use crate::acceptance::{Acceptance, SampleAndMatch, Stop, Walk};
-use crate::draft::{DraftRequest, VerifiedRound};
+use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::{Budget, CostCurve, DecodeError, Draft, Drafter, Limits, Random, Sampler, SamplingSettings, Stats};
 
 /// Why a sequence ended.
@@ -299,6 +299,8 @@ impl Sequence {
         let start = if self.phase == Phase::Round { NodeId::ROOT } else { self.draft.tree().last() };
         self.draft.tree().path_into(start, &mut self.path);
         if self.will_emit() {
+            let (draft, cache) = (&self.draft, &mut self.cache);
+            self.drafter.inspect(UnverifiedPass { target, draft, hidden, sequence_index, cache })?;
             let stop = Stop { tokens: &self.options.stop_tokens, max_len: self.max_len() };
             self.options.acceptance.walk(&mut Walk {
                 draft: &self.draft,

@@ -155,7 +155,7 @@ fn adapter(config: &DecoderConfig) -> AdapterConfig {
             num_streams: 3,
             num_msa_layers: 1,
             position: StreamPosition::Following,
-            token_conditioning: true,
+            token_conditioning: false,
             sampler_size: Some(4),
             draft_vocab_size: None,
         },
@@ -277,11 +277,16 @@ impl Streams for FakeModel {
     fn run_fused(
         &self,
         row: &mut Row<'_>,
-        _pass: (&Hidden, usize),
+        (hidden, sequence_index): (&Hidden, usize),
         nodes: &[NodeId],
         states: &mut Hidden,
     ) -> Result<(), ModelError> {
+        assert!(nodes.iter().all(|&node| hidden.row_of(sequence_index, node).is_some()));
         row.cache.reserve_more(3 * nodes.len())?;
+        let first = row.cache.len() + row.tree.len();
+        for slot in first..first + 3 * nodes.len() {
+            write_slot(row.cache, slot, 1, 999); // nobody may read this later
+        }
         states.resize(3 * nodes.len(), HIDDEN_SIZE);
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use forestream_decode::strategies::{StreamPass, Streaming, StreamingOptions, TreeShape};
 use forestream_decode::testing::FakeModel;
 use forestream_decode::{
     Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
@@ -187,4 +188,30 @@ fn a_hostile_drafter_cannot_change_the_text() {
             }
         }
     }
+}
+
+#[test]
+fn streams_draft_the_same_text_in_every_pass_and_tree() {
+    let model = FakeModel::new(48, 18.0);
+    let mut accepted = Vec::new();
+    for pass in [StreamPass::Deferred, StreamPass::Fused] {
+        for tree in [TreeShape::BestFirst, TreeShape::Static { top_k: 1 }, TreeShape::Static { top_k: 3 }] {
+            for (index, sampling) in samplings().iter().enumerate() {
+                let prompt = prompt(index + 3);
+                let drafter = Box::new(Streaming::new(StreamingOptions { pass, tree }));
+                let sequence = sequence(&model, &prompt, drafter, options(sampling));
+                model.take_max_nodes();
+                let mut generation = Generation::new(&model, sequence, Budget::Fixed(40));
+                assert_eq!(ids(&mut generation), plain(&model, &prompt, sampling), "{pass:?} {tree:?} {index}");
+                if let (0, TreeShape::Static { top_k }) = (index, tree) {
+                    let full = 1 + top_k + top_k * top_k + top_k * top_k * top_k;
+                    assert_eq!(model.take_max_nodes(), full.max(prompt.len()));
+                }
+                accepted.push(generation.stats().accepted);
+            }
+        }
+    }
+    let (deferred, fused) = accepted.split_at(accepted.len() / 2);
+    assert_eq!(deferred, fused, "both passes give the same drafts");
+    assert!(accepted.iter().sum::<usize>() > 50, "{accepted:?}");
 }

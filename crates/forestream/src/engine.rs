@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use forestream_decode::strategies::{self, Requires, Resources};
+use forestream_decode::strategies::{self, Requires, Resources, StreamingOptions};
 use forestream_decode::{Budget, CostCurve, SamplingSettings};
 use forestream_model::architectures::GenerationDefaults;
 use forestream_model::{Checkpoint, CpuModel, DecoderConfig, Format, Isa, KvCache, LoadOptions, Model};
@@ -121,8 +121,8 @@ impl Engine {
     }
 
     /// What strategies of this model are built from.
-    pub(crate) fn resources(&self) -> Resources {
-        Resources { has_streams: self.model.streams().is_some() }
+    pub(crate) fn resources(&self, streaming: StreamingOptions) -> Resources {
+        Resources { has_streams: self.model.streams().is_some(), streaming }
     }
 
     /// Weights that a strategy adds to the model's own.

@@ -46,7 +46,7 @@ pub use adapters::AdapterChoice;
 pub use answer::Answer;
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
-pub use forestream_decode::strategies::{Requires, find as strategy};
+pub use forestream_decode::strategies::{Requires, StreamPass, StreamingOptions, TreeShape, find as strategy};
 pub use forestream_decode::{STRATEGIES, SamplingSettings};
 pub use forestream_model::{Format, Isa, TokenId};
 pub use forestream_text::{ChatTemplate, Message};

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use forestream_decode::strategies;
+use forestream_decode::strategies::{self, StreamingOptions};
 use forestream_decode::{Budget, Generation, SamplingSettings, Sequence, SequenceOptions};
 use forestream_model::{KvCache, TokenId};
 use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, StopStrings};
@@ -27,6 +27,8 @@ pub struct GenerateOptions {
     pub at_stop_token: AtStopToken,
     /// Strategies that draft, by name, comma separated; [`AUTO`] takes what the model can draft with.
     pub strategy: String,
+    /// How streams draft, where they do.
+    pub streaming: StreamingOptions,
     /// The longest draft; `None` leaves it to the budget.
     pub max_draft_depth: Option<usize>,
     /// Nodes that a pass verifies; `None` picks each round what pays.
@@ -52,6 +54,7 @@ impl GenerateOptions {
             stop: Vec::new(),
             at_stop_token: AtStopToken::Stop,
             strategy: AUTO.to_owned(),
+            streaming: StreamingOptions::default(),
             max_draft_depth: None,
             budget: None,
         }
@@ -129,7 +132,7 @@ impl<'e> Session<'e> {
             AUTO => engine.default_strategy(),
             strategy => strategy,
         };
-        let drafter = strategies::build(strategy, &engine.resources())?;
+        let drafter = strategies::build(strategy, &engine.resources(options.streaming))?;
         let stops = StopStrings::new(options.stop.clone())?;
         let budget = match options.budget {
             _ if strategy == "none" => Budget::Fixed(1),

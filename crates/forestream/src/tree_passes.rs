@@ -20,7 +20,7 @@ impl<'m> TreePasses<'m> {
     /// If a pass fails.
     pub(crate) fn new(model: &'m dyn Model, depth: usize, max_nodes: usize) -> Result<Self, DecodeError> {
         let (cache, hidden) = (model.new_cache(depth + max_nodes), Hidden::new());
-        let mut this = Self { model, cache, hidden, logits: Vec::new(), drafter: Streaming::new() };
+        let mut this = Self { model, cache, hidden, logits: Vec::new(), drafter: Streaming::default() };
         if depth > 0 {
             this.fill(&some_tokens(depth, model.config().vocab_size))?;
         }

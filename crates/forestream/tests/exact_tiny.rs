@@ -4,7 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use forestream::{AdapterChoice, Engine, EngineOptions, GenerateOptions, Isa, SamplingSettings, TokenId};
+use forestream::{
+    AdapterChoice, Engine, EngineOptions, GenerateOptions, Isa, SamplingSettings, StreamPass, StreamingOptions,
+    TokenId, TreeShape,
+};
 
 #[path = "support/adapter.rs"]
 mod adapter;
@@ -81,8 +84,15 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
     for sampling in samplings() {
         for prompt in PROMPTS {
             let run = |strategy: &str, budget| {
+                let (strategy, pass) = match strategy.strip_prefix("fused ") {
+                    Some(strategy) => (strategy, StreamPass::Fused),
+                    None => (strategy, StreamPass::Deferred),
+                };
+                let tree =
+                    if pass == StreamPass::Fused { TreeShape::Static { top_k: 2 } } else { TreeShape::BestFirst };
                 let options = GenerateOptions {
                     strategy: strategy.to_owned(),
+                    streaming: StreamingOptions { pass, tree },
                     budget,
                     max_tokens: Some(MAX_TOKENS),
                     ..GenerateOptions::new(sampling.clone())
@@ -90,8 +100,13 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
                 generate(engine, prompt, &options)
             };
             let (plain, _) = run("none", None);
-            let mut cases =
-                vec![("ngram", Some(4)), ("ngram", Some(16)), ("streaming", Some(12)), ("streaming,ngram", Some(5))];
+            let mut cases = vec![
+                ("ngram", Some(4)),
+                ("ngram", Some(16)),
+                ("streaming", Some(12)),
+                ("fused streaming", Some(15)),
+                ("streaming,ngram", Some(5)),
+            ];
             cases.extend(with_auto_budget.then_some(("auto", None))); // measuring costs takes a while
             for (strategy, budget) in cases {
                 let (ids, accepted) = run(strategy, budget);

@@ -9,7 +9,7 @@ mod suffix_automaton;
 
 pub use ngram::Ngram;
 pub use none::Plain;
-pub use streaming::Streaming;
+pub use streaming::{StreamPass, Streaming, StreamingOptions, TreeShape};
 
 use crate::{Combined, DecodeError, Drafter};
 
@@ -48,6 +48,8 @@ pub enum Requires {
 pub struct Resources {
     /// Whether the target has streams.
     pub has_streams: bool,
+    /// How they draft.
+    pub streaming: StreamingOptions,
 }
 
 impl Strategy {
@@ -97,7 +99,7 @@ mod tests {
     fn names_are_unique_and_lists_combine() {
         for (index, strategy) in STRATEGIES.iter().enumerate() {
             assert!(STRATEGIES[index + 1..].iter().all(|other| other.name != strategy.name));
-            assert!(build(strategy.name, &Resources { has_streams: true }).is_ok());
+            assert!(build(strategy.name, &Resources { has_streams: true, ..Resources::default() }).is_ok());
         }
         assert!(build("none, ngram", &Resources::default()).is_ok());
         let error = build("ngram,nonsense", &Resources::default()).err().unwrap();

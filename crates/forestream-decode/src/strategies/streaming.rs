@@ -13,7 +13,7 @@ use forestream_model::streams::{Anchor, Calibration, Streams};
 use forestream_model::{Hidden, NodeId, Outputs, Row, TokenId, TokenTree};
 
 use super::{Requires, Strategy};
-use crate::draft::{DraftRequest, VerifiedRound};
+use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::worth::Worth;
 use crate::{DecodeError, Draft, Drafter};
 
@@ -21,12 +21,45 @@ pub(super) static STRATEGY: Strategy = Strategy {
     name: "streaming",
     summary: "the model's own speculative streams, from a trained adapter",
     requires: Requires::Streams,
-    build: |_| Ok(Box::new(Streaming::new())),
+    build: |resources| Ok(Box::new(Streaming::new(resources.streaming))),
 };
 
-/// Children that a parent may have.
+/// When streams run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StreamPass {
+    /// After acceptance, for the accepted node alone.
+    #[default]
+    Deferred,
+    /// Before verification, for every node of the tree, as in the paper. Adapters with token conditioning cannot, and run
+    /// deferred.
+    Fused,
+}
+
+/// Which nodes a draft has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TreeShape {
+    /// The most probable ones, whatever their depth.
+    #[default]
+    BestFirst,
+    /// The same number of children for every node down to the last stream: the paper's static tree.
+    Static {
+        /// Children of each node (k).
+        top_k: usize,
+    },
+}
+
+/// How streams draft; never changes a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamingOptions {
+    /// When streams run.
+    pub pass: StreamPass,
+    /// Which nodes a draft has.
+    pub tree: TreeShape,
+}
+
+/// Children that a parent may have in a best-first tree.
 const MAX_CHILDREN: usize = 8;
-/// Parents of a depth whose children are looked at.
+/// Parents of a depth whose children are looked at in a best-first tree.
 const MAX_PARENTS: usize = 6;
 /// Less probable nodes are not worth looking at.
 const MIN_SCORE: f32 = 0.02;
@@ -36,6 +69,11 @@ const NEGLIGIBLE: f32 = 14.0;
 /// Drafts from the streams of the last accepted node.
 #[derive(Debug)]
 pub struct Streaming {
+    options: StreamingOptions,
+    /// The nodes of the last pass whose streams have run, in the order of `states`; fused pass only.
+    fused: Vec<NodeId>,
+    /// The first row of the accepted node in `states`.
+    accepted: Option<usize>,
     /// Boundary state of the last committed token; empty before the first round.
     boundary: Vec<f32>,
     worth: Worth,
@@ -72,8 +110,11 @@ struct Proposal {
 
 impl Streaming {
     /// A drafter that has seen no round yet.
-    pub fn new() -> Self {
+    pub fn new(options: StreamingOptions) -> Self {
         Self {
+            options,
+            fused: Vec::new(),
+            accepted: None,
             boundary: Vec::new(),
             worth: Worth::default(),
             chain: TokenTree::root(0),
@@ -88,13 +129,17 @@ impl Streaming {
         }
     }
 
-    /// Runs `num_streams` streams behind the committed rows.
+    /// Logits of the accepted node's streams, which have run before or run now.
     fn run(
         &mut self,
         streams: &dyn Streams,
         num_streams: usize,
         request: &mut DraftRequest<'_>,
     ) -> Result<(), DecodeError> {
+        if let Some(first) = self.accepted {
+            streams.stream_logits(&self.states, first..first + num_streams, &mut self.stream_logits);
+            return Ok(());
+        }
         let next_token = request.context[request.context.len() - 1];
         self.chain.reset(next_token);
         for _ in 1..num_streams {
@@ -108,6 +153,10 @@ impl Streaming {
 
     /// Adds the children of all parents of one depth, and makes the best of them the next parents.
     fn grow(&mut self, streams: &dyn Streams, stream_index: usize, min_score: f32, draft: &mut Draft) {
+        let (max_children, max_parents) = match self.options.tree {
+            TreeShape::BestFirst => (MAX_CHILDREN, MAX_PARENTS),
+            TreeShape::Static { top_k } => (top_k, usize::MAX),
+        };
         let vocabulary = streams.draft_vocabulary();
         let calibration = streams.adapter().calibration.get(stream_index).copied().unwrap_or_default();
         self.tokens.clear();
@@ -121,7 +170,7 @@ impl Streaming {
                 0 => &[],
                 _ => &self.parent_logits[index * vocabulary.len()..][..vocabulary.len()],
             };
-            let log_sum = find_proposals(own, added, &mut self.sums, &mut self.proposals);
+            let log_sum = find_proposals([own, added], max_children, &mut self.sums, &mut self.proposals);
             for proposal in &self.proposals {
                 let score = parent.score * probability(*proposal, log_sum, calibration);
                 if score < min_score {
@@ -133,14 +182,14 @@ impl Streaming {
             }
         }
         self.children.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.node.cmp(&b.node)));
-        self.children.truncate(MAX_PARENTS);
+        self.children.truncate(max_parents);
         std::mem::swap(&mut self.parents, &mut self.children);
     }
 }
 
 impl Default for Streaming {
     fn default() -> Self {
-        Self::new()
+        Self::new(StreamingOptions::default())
     }
 }
 
@@ -155,7 +204,10 @@ impl Drafter for Streaming {
         self.run(streams, num_streams, request)?;
         self.parents.clear();
         self.parents.push(Parent { node: NodeId::ROOT, token: draft.tree().token(NodeId::ROOT), score: 1.0 });
-        let min_score = request.limits.min_score.max(MIN_SCORE);
+        let min_score = match self.options.tree {
+            TreeShape::BestFirst => request.limits.min_score.max(MIN_SCORE),
+            TreeShape::Static { .. } => 0.0,
+        };
         for stream_index in 0..num_streams {
             self.grow(streams, stream_index, min_score, draft);
             if self.parents.is_empty() {
@@ -165,8 +217,28 @@ impl Drafter for Streaming {
         Ok(())
     }
 
+    fn inspect(&mut self, pass: UnverifiedPass<'_>) -> Result<(), DecodeError> {
+        self.fused.clear();
+        let Some(streams) = pass.target.streams().filter(|_| self.options.pass == StreamPass::Fused) else {
+            return Ok(());
+        };
+        let config = &streams.adapter().streams;
+        let tree = pass.draft.tree();
+        self.fused.extend(tree.node_ids().filter(|&node| pass.hidden.row_of(pass.sequence_index, node).is_some()));
+        let room = pass.cache.capacity() - pass.cache.len() - tree.len();
+        if config.token_conditioning || room < self.fused.len() * config.num_streams {
+            self.fused.clear(); // the deferred pass will do
+            return Ok(());
+        }
+        let mut row = Row { tree, cache: pass.cache, outputs: Outputs::All };
+        let done = (pass.hidden, pass.sequence_index);
+        Ok(streams.run_fused(&mut row, done, &self.fused, &mut self.states)?)
+    }
+
     fn observe(&mut self, round: VerifiedRound<'_>) -> Result<(), DecodeError> {
         let last = round.path[round.path.len() - 1];
+        let num_streams = round.target.streams().map_or(0, |streams| streams.adapter().streams.num_streams);
+        self.accepted = self.fused.iter().position(|&node| node == last).map(|index| index * num_streams);
         let row = round.hidden.row_of(round.sequence_index, last);
         self.boundary.clear();
         if let Some(state) = row.and_then(|row| round.hidden.boundary(row)) {
@@ -177,8 +249,13 @@ impl Drafter for Streaming {
     }
 }
 
-/// Sums the logits and finds the best [`MAX_CHILDREN`] columns, best first; returns the logarithm of the sum of exponentials.
-fn find_proposals(own: &[f32], added: &[f32], sums: &mut Vec<f32>, proposals: &mut Vec<Proposal>) -> f32 {
+/// Sums the logits and finds the best `max_children` columns, best first; returns the logarithm of the sum of exponentials.
+fn find_proposals(
+    [own, added]: [&[f32]; 2],
+    max_children: usize,
+    sums: &mut Vec<f32>,
+    proposals: &mut Vec<Proposal>,
+) -> f32 {
     sums.clear();
     if added.is_empty() {
         sums.extend_from_slice(own);
@@ -195,9 +272,9 @@ fn find_proposals(own: &[f32], added: &[f32], sums: &mut Vec<f32>, proposals: &m
         }
     }
     let by_logit = |a: &Proposal, b: &Proposal| b.logit.total_cmp(&a.logit).then(a.column.cmp(&b.column));
-    if proposals.len() > MAX_CHILDREN {
-        proposals.select_nth_unstable_by(MAX_CHILDREN, by_logit);
-        proposals.truncate(MAX_CHILDREN);
+    if proposals.len() > max_children {
+        proposals.select_nth_unstable_by(max_children, by_logit);
+        proposals.truncate(max_children);
     }
     proposals.sort_unstable_by(by_logit);
     largest + f32::ln(sum)
@@ -228,7 +305,7 @@ mod tests {
     fn proposals_are_the_best_columns_of_the_sum() {
         let own: Vec<f32> = (0..100).map(|column| (column * 37 % 100) as f32 * 0.1).collect();
         let (mut sums, mut proposals) = (Vec::new(), Vec::new());
-        let log_sum = find_proposals(&own, &[], &mut sums, &mut proposals);
+        let log_sum = find_proposals([&own, &[]], MAX_CHILDREN, &mut sums, &mut proposals);
         let exact = own.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
         assert!((f64::from(log_sum) - exact).abs() < 1e-4, "{log_sum}, {exact}");
         assert_eq!(proposals.len(), MAX_CHILDREN);
@@ -237,7 +314,7 @@ mod tests {
 
         let mut added = vec![0.0; 100];
         added[3] = 20.0;
-        find_proposals(&own, &added, &mut sums, &mut proposals);
+        find_proposals([&own, &added], MAX_CHILDREN, &mut sums, &mut proposals);
         assert_eq!(proposals[0].column, 3);
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn budgets() -> Vec<Budget> {
 }
 
 pub(crate) fn drafter(names: &str) -> Box<dyn Drafter> {
-    strategies::build(names, &Resources { has_streams: true }).unwrap()
+    strategies::build(names, &Resources { has_streams: true, ..Resources::default() }).unwrap()
 }
 
 pub(crate) fn options(sampling: &SamplingSettings) -> SequenceOptions {

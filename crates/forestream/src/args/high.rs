@@ -1,6 +1,8 @@
 //! From what was typed to what the library takes.
 
-use forestream::{AdapterChoice, AtStopToken, EngineOptions, GenerateOptions, SamplingSettings};
+use forestream::{
+    AdapterChoice, AtStopToken, EngineOptions, GenerateOptions, SamplingSettings, StreamingOptions, TreeShape,
+};
 
 use super::low::{BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
 use super::values::SpecType;
@@ -60,10 +62,15 @@ pub(crate) fn generate_options(length: &LengthArgs, spec: &SpecArgs, sampling: S
 pub(crate) fn drafting(budget: &BudgetArgs, strategy: String, sampling: SamplingSettings) -> GenerateOptions {
     GenerateOptions {
         strategy,
+        streaming: StreamingOptions { pass: budget.spec_stream_pass.into(), tree: tree_shape(budget) },
         max_draft_depth: budget.spec_draft_n_max,
         budget: budget.spec_tree_max_tokens.map(usize::from),
         ..GenerateOptions::new(sampling)
     }
+}
+
+fn tree_shape(budget: &BudgetArgs) -> TreeShape {
+    budget.spec_tree_topk.map_or(TreeShape::BestFirst, |top_k| TreeShape::Static { top_k: usize::from(top_k) })
 }
 
 fn strategy(names: &[SpecType]) -> String {

@@ -13,8 +13,8 @@ use forestream::{Format, Isa};
 use serde_json::{Map, Value};
 
 use super::values::{
-    LogitBias, OutputFormat, SpecType, TableFormat, at_least_zero, format, isa, json_object, positive_fraction, task,
-    threads,
+    LogitBias, OutputFormat, SpecType, StreamPassName, TableFormat, at_least_zero, format, isa, json_object,
+    positive_fraction, task, threads,
 };
 
 /// Lossless speculative decoding for local language models.
@@ -165,6 +165,13 @@ pub(crate) struct BudgetArgs {
     #[arg(long, value_name = "N", aliases = ["speculative-num-draft-tokens", "total-token"],
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) spec_tree_max_tokens: Option<u16>,
+    /// Children of every node of a stream's tree, the same at each depth (the paper's static tree) [default: the most
+    /// probable nodes, wherever they are]
+    #[arg(long, value_name = "K", aliases = ["speculative-eagle-topk"], value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) spec_tree_topk: Option<u16>,
+    /// When streams run: after acceptance for one node, or before it for all nodes (the paper's fused pass)
+    #[arg(long, value_name = "PASS", default_value = "deferred")]
+    pub(crate) spec_stream_pass: StreamPassName,
 }
 
 /// How a prompt becomes the text that the model reads.

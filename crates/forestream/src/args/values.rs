@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use forestream::dataset::{self, Task};
-use forestream::{Format, Isa, Requires};
+use forestream::{Format, Isa, Requires, StreamPass};
 use serde_json::{Map, Value};
 
 /// Form of a report.
@@ -50,6 +50,24 @@ impl FromStr for SpecType {
             return Ok(Self(text.to_owned()));
         }
         Err(format!("there is no such strategy; known are {}, {}", forestream::AUTO, names.join(", ")))
+    }
+}
+
+/// When streams run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StreamPassName {
+    /// After acceptance.
+    Deferred,
+    /// Before verification.
+    Fused,
+}
+
+impl From<StreamPassName> for StreamPass {
+    fn from(name: StreamPassName) -> Self {
+        match name {
+            StreamPassName::Deferred => Self::Deferred,
+            StreamPassName::Fused => Self::Fused,
+        }
     }
 }
 

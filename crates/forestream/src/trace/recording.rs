@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forestream_decode::{DecodeError, Draft, DraftRequest, Drafter, VerifiedRound};
+use forestream_decode::{DecodeError, Draft, DraftRequest, Drafter, UnverifiedPass, VerifiedRound};
 use forestream_model::streams::{AdapterConfig, Anchor, Streams};
 use forestream_model::{DecoderConfig, Hidden, KvCache, Model, ModelError, NodeId, Outputs, Row, TokenId};
 
@@ -119,6 +119,16 @@ impl Streams for RecordingStreams<'_> {
         timed_streams(&self.record, || self.streams.run(rows, anchors, states))
     }
 
+    fn run_fused(
+        &self,
+        row: &mut Row<'_>,
+        pass: (&Hidden, usize),
+        nodes: &[NodeId],
+        states: &mut Hidden,
+    ) -> Result<(), ModelError> {
+        timed_streams(&self.record, || self.streams.run_fused(row, pass, nodes, states))
+    }
+
     fn stream_logits(&self, states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
         timed_streams(&self.record, || self.streams.stream_logits(states, rows, logits));
     }
@@ -146,6 +156,10 @@ impl Drafter for RecordingDrafter {
         timed(record, Stage::Draft, Some(Stage::Cut), || drafter.draft(request, draft))?;
         lock(record).num_proposed = draft.num_draft_tokens();
         Ok(())
+    }
+
+    fn inspect(&mut self, pass: UnverifiedPass<'_>) -> Result<(), DecodeError> {
+        self.drafter.inspect(pass)
     }
 
     fn observe(&mut self, round: VerifiedRound<'_>) -> Result<(), DecodeError> {
