@@ -226,7 +226,7 @@ impl fmt::Debug for Engine {
 }
 
 /// The name of a file without its extension, or of a directory.
-fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }

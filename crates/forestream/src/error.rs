@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use forestream_decode::DecodeError;
 use forestream_model::ModelError;
 use forestream_text::TextError;
+use forestream_train::TrainError;
 
 use crate::pull::PullError;
 
@@ -23,6 +24,9 @@ pub enum Error {
     /// The prompt or a setting cannot be used, or a pass failed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// An adapter cannot be trained.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// The model's file brings no tokenizer.
     #[error("{path} has no tokenizer: {remedy}")]
     NoTokenizer {

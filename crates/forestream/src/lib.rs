@@ -41,6 +41,7 @@ pub mod inspect;
 pub mod places;
 pub mod pull;
 pub mod trace;
+pub mod train;
 
 pub use adapters::AdapterChoice;
 pub use answer::Answer;

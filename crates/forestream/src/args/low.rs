@@ -12,6 +12,7 @@ use forestream::dataset::Task;
 use forestream::{Format, Isa};
 use serde_json::{Map, Value};
 
+use super::train::TrainArgs;
 use super::values::{
     LogitBias, OutputFormat, SpecType, StreamPassName, TableFormat, at_least_zero, format, isa, json_object,
     positive_fraction, task, threads,
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Let a model answer prompts, as training data for its speculative streams
     Distill(DistillArgs),
+    /// Train speculative streams for a model, on its answers or on texts of your own
+    Train(TrainArgs),
     /// Describe a model file
     Inspect(InspectArgs),
     /// Fetch a model

@@ -5,6 +5,7 @@
 mod high;
 mod layers;
 mod low;
+mod train;
 mod values;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 pub(crate) use high::*;
 pub(crate) use low::*;
+pub(crate) use train::*;
 pub(crate) use values::{OutputFormat, SpecType, TableFormat};
 
 /// Reads the command line.

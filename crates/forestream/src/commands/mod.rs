@@ -11,6 +11,7 @@ mod interrupt;
 mod model;
 mod prompts;
 mod pull;
+mod train;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Distill(args) => distill::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Train(args) => train::run(&args),
         Command::Completions(args) => completions(args.shell),
     }
 }

@@ -1,0 +1,322 @@
+//! Rows of JSON Lines files as examples: a prompt and the completion to be foreseen, in token ids.
+//!
+//! Understands what `forestream distill` writes, `prompt` with `completion`, `messages` and `conversations`. A row that
+//! cannot be used is an error with file, line and remedy. Must not know models or how examples are trained on.
+
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use forestream_model::TokenId;
+use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, TextError, Tokenizer};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+/// The field that marks the first line of a file of `forestream distill`.
+const DISTILL_MARK: &str = "forestream_distill";
+
+/// A text of which the second part is to be foreseen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// What the model reads.
+    pub prompt: Vec<TokenId>,
+    /// What it answers, its stop token included.
+    pub completion: Vec<TokenId>,
+}
+
+impl Example {
+    /// Positions with at least one target for a stream: all of prompt's end and completion but the last two.
+    pub fn num_positions(&self) -> usize {
+        self.completion.len().saturating_sub(1)
+    }
+
+    /// Prompt and completion.
+    pub fn text(&self) -> Vec<TokenId> {
+        [self.prompt.as_slice(), &self.completion].concat()
+    }
+}
+
+/// The examples of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// The file's name.
+    pub name: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// Every example that has positions, in the order of the file.
+    pub examples: Vec<Example>,
+    /// Examples whose completion is too short to have a position.
+    pub num_too_short: usize,
+    /// Examples that were cut to the longest text.
+    pub num_cut: usize,
+}
+
+impl Dataset {
+    /// Positions of all examples.
+    pub fn num_positions(&self) -> usize {
+        self.examples.iter().map(Example::num_positions).sum()
+    }
+
+    /// Splits the last examples off to be held out: about `fraction` of all, at least one.
+    ///
+    /// # Errors
+    /// If there is but one example.
+    pub fn split_off(&mut self, fraction: f64) -> Result<Self, DataError> {
+        let len = self.examples.len();
+        if len < 2 {
+            return Err(DataError::TooFewToSplit { name: self.name.clone() });
+        }
+        let count = ((len as f64 * fraction).round() as usize).clamp(1, len - 1);
+        let examples = self.examples.split_off(len - count);
+        Ok(Self { examples, num_too_short: 0, num_cut: 0, name: self.name.clone(), sha256: self.sha256.clone() })
+    }
+}
+
+/// Errors of reading data.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A row that cannot be used.
+    #[error("{path}, line {line}: {problem}")]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// One example cannot be trained on and held out.
+    #[error("{name} has one example; add more, or give others to measure on with --eval-data")]
+    TooFewToSplit {
+        /// The file's name.
+        name: String,
+    },
+    /// No example has a position.
+    #[error(
+        "{path} has nothing to train on: {num_too_short} rows, all with completions of fewer than two tokens; \
+         write one JSON object with `prompt` and `completion` on each line"
+    )]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// Rows that were read.
+        num_too_short: usize,
+    },
+}
+
+/// Reads data for one model.
+#[derive(Clone, Copy, Debug)]
+pub struct DataReader<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The model's chat template; without it, texts are joined as they are.
+    pub template: Option<&'a ChatTemplate>,
+    /// [`forestream_model::Checkpoint::fingerprint`] of the model.
+    pub fingerprint: &'a str,
+    /// Tokens of the model's vocabulary.
+    pub vocab_size: usize,
+    /// The longest text; longer ones are cut.
+    pub max_len: usize,
+}
+
+impl DataReader<'_> {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a row that cannot be used, or no example at all.
+    pub fn read(&self, path: &Path) -> Result<Dataset, DataError> {
+        let bytes = std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+        let mut dataset = Dataset {
+            name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            sha256: hexadecimal(&Sha256::digest(&bytes)),
+            examples: Vec::new(),
+            num_too_short: 0,
+            num_cut: 0,
+        };
+        for (index, line) in BufReader::new(bytes.as_slice()).lines().enumerate() {
+            let row_error = |problem| DataError::Row { path: path.to_owned(), line: index + 1, problem };
+            let line = line.map_err(|_| row_error("not UTF-8 text; save the file as UTF-8".to_owned()))?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            for example in self.examples(&line).map_err(row_error)? {
+                self.add(example, &mut dataset).map_err(row_error)?;
+            }
+        }
+        if dataset.examples.is_empty() {
+            return Err(DataError::Empty { path: path.to_owned(), num_too_short: dataset.num_too_short });
+        }
+        Ok(dataset)
+    }
+
+    fn add(&self, mut example: Example, dataset: &mut Dataset) -> Result<(), String> {
+        if example.prompt.is_empty() {
+            return Err("the prompt has no tokens; give the model something to read".to_owned());
+        }
+        if let Some(id) = example.text().into_iter().find(|&id| id as usize >= self.vocab_size) {
+            return Err(format!(
+                "token {id} is not in the model's vocabulary of {}; the row belongs to another model",
+                self.vocab_size
+            ));
+        }
+        if example.prompt.len() + 2 > self.max_len {
+            return Err(format!(
+                "the prompt has {} tokens, and a text may have {}; raise --ctx-size or remove the row",
+                example.prompt.len(),
+                self.max_len
+            ));
+        }
+        let room = self.max_len - example.prompt.len();
+        if example.completion.len() > room {
+            example.completion.truncate(room);
+            dataset.num_cut += 1;
+        }
+        if example.num_positions() == 0 {
+            dataset.num_too_short += 1;
+        } else {
+            dataset.examples.push(example);
+        }
+        Ok(())
+    }
+
+    /// The examples of a line: none for a header, one for each answer of a conversation.
+    fn examples(&self, line: &str) -> Result<Vec<Example>, String> {
+        let row: Map<String, Value> =
+            serde_json::from_str(line).map_err(|error| format!("not a JSON object: {error}; correct the line"))?;
+        if row.contains_key(DISTILL_MARK) {
+            return self.check_header(&row).map(|()| Vec::new());
+        }
+        if row.contains_key("prompt_token_ids") {
+            let example = Example {
+                prompt: token_ids(&row, "prompt_token_ids")?,
+                completion: token_ids(&row, "completion_token_ids")?,
+            };
+            return Ok(vec![example]);
+        }
+        if row.contains_key("prompt") {
+            let messages =
+                [Message::new("user", text(&row, "prompt")?), Message::new("assistant", text(&row, "completion")?)];
+            return Ok(vec![self.turn(&messages)?]);
+        }
+        let messages = messages(&row)?;
+        let answers = (0..messages.len()).filter(|&index| index > 0 && messages[index].role == "assistant");
+        let examples = answers.map(|index| self.turn(&messages[..=index])).collect::<Result<Vec<_>, _>>()?;
+        if examples.is_empty() {
+            return Err("no message of the assistant follows another message; add the answer to be learnt".to_owned());
+        }
+        Ok(examples)
+    }
+
+    fn check_header(&self, header: &Map<String, Value>) -> Result<(), String> {
+        let text = |name| header.get(name).and_then(Value::as_str).unwrap_or_default();
+        let (model, fingerprint) = (text("model"), text("fingerprint"));
+        if fingerprint == self.fingerprint {
+            return Ok(());
+        }
+        Err(format!(
+            "these answers were written by `{model}` (fingerprint {fingerprint:.12}), but the model's fingerprint is \
+             {:.12}; run `forestream distill` with this model, or train with that one",
+            self.fingerprint
+        ))
+    }
+
+    /// The last message as completion of those before it.
+    fn turn(&self, messages: &[Message]) -> Result<Example, String> {
+        let (answer, before) = messages.split_last().expect("a turn has messages");
+        let content = answer.content.as_str().ok_or("the assistant's content is not text; write it as a string")?;
+        let Some(template) = self.template else {
+            let prompt: String = before.iter().filter_map(|message| message.content.as_str()).collect();
+            return Ok(Example {
+                prompt: self.encode(&prompt, AddSpecial::AsConfigured, ParseSpecial::No)?,
+                completion: self.ended(self.encode(content, AddSpecial::Never, ParseSpecial::No)?),
+            });
+        };
+        let render = |inputs: &ChatInputs<'_>| template.render(inputs).map_err(|error| describe(&error));
+        let prompt = render(&ChatInputs::new(before))?;
+        let whole = render(&ChatInputs { add_generation_prompt: false, ..ChatInputs::new(messages) })?;
+        // The template may put more around an answer than its text; what it writes up to the end of turn is learnt.
+        let completion = match whole.strip_prefix(prompt.as_str()) {
+            Some(rest) => self.encode(rest, AddSpecial::Never, ParseSpecial::Yes)?,
+            None => self.encode(content, AddSpecial::Never, ParseSpecial::No)?,
+        };
+        let prompt = self.encode(&prompt, AddSpecial::Never, ParseSpecial::Yes)?;
+        Ok(Example { prompt, completion: self.ended(completion) })
+    }
+
+    /// The tokens up to the first that ends a turn, which is added where there is none.
+    fn ended(&self, mut tokens: Vec<TokenId>) -> Vec<TokenId> {
+        let ends = self.tokenizer.end_of_generation();
+        match tokens.iter().position(|id| ends.contains(id)) {
+            Some(index) => tokens.truncate(index + 1),
+            None => tokens.extend(self.tokenizer.eos()),
+        }
+        tokens
+    }
+
+    fn encode(&self, text: &str, add: AddSpecial, parse: ParseSpecial) -> Result<Vec<TokenId>, String> {
+        self.tokenizer.encode(text, add, parse).map_err(|error| describe(&error))
+    }
+}
+
+fn describe(error: &TextError) -> String {
+    format!("the text cannot be tokenized: {error}; correct the row")
+}
+
+fn text<'a>(row: &'a Map<String, Value>, field: &str) -> Result<&'a str, String> {
+    row.get(field).and_then(Value::as_str).ok_or_else(|| format!("the field `{field}` is missing or not text; add it"))
+}
+
+fn token_ids(row: &Map<String, Value>, field: &str) -> Result<Vec<TokenId>, String> {
+    let problem =
+        || format!("the field `{field}` is missing or not a list of token ids; run `forestream distill` again");
+    let ids = row.get(field).and_then(Value::as_array).ok_or_else(problem)?;
+    let id = |value: &Value| value.as_u64().and_then(|id| TokenId::try_from(id).ok());
+    ids.iter().map(id).collect::<Option<_>>().ok_or_else(problem)
+}
+
+/// `messages` as OpenAI writes them, or `conversations` as ShareGPT does.
+fn messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
+    let rows = ["messages", "conversations"].iter().find_map(|field| row.get(*field)?.as_array());
+    let rows = rows.ok_or_else(|| {
+        let fields: Vec<&str> = row.keys().map(String::as_str).collect();
+        format!(
+            "the row has none of `prompt` with `completion`, `messages`, `conversations`, `prompt_token_ids`, but {}; \
+             rename its fields",
+            fields.join(", ")
+        )
+    })?;
+    rows.iter()
+        .enumerate()
+        .map(|(index, message)| read_message(message).map_err(|problem| format!("message {}: {problem}", index + 1)))
+        .collect()
+}
+
+fn read_message(message: &Value) -> Result<Message, String> {
+    let field = |name: &str| message.get(name).and_then(Value::as_str);
+    let role = field("role").or_else(|| field("from")).ok_or("it has no `role` (or `from`); add it")?;
+    let content =
+        field("content").or_else(|| field("value")).ok_or("it has no text in `content` (or `value`); add it")?;
+    let role = match role {
+        "human" => "user",
+        "gpt" | "bot" | "model" => "assistant",
+        role => role,
+    };
+    Ok(Message::new(role, content))
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string never fails");
+        text
+    })
+}

@@ -1,0 +1,169 @@
+//! How well streams foresee held-out text.
+
+use forestream_burn::{Segment, StreamBase, StreamWeights, stream_logits};
+use forestream_model::streams::Calibration;
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::calibration::{self, Proposal};
+use crate::data::Example;
+use crate::draft_vocabulary::DraftRows;
+use crate::features::FeatureExtractor;
+use crate::objective::{Score, exponentials, maximum, tau};
+use crate::targets::{Target, Targets};
+
+/// Proposals of a row that the calibration looks at.
+const NUM_PROPOSALS: usize = 4;
+
+/// What streams are worth on held-out examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean loss over weighted targets.
+    pub loss: f64,
+    /// By depth: how often the most probable token is the target, given that the tokens before it are right.
+    pub accuracy: Vec<f64>,
+    /// `1 + sum_k prod_(i<=k) accuracy_i`.
+    pub tau: f64,
+    /// Tokens per pass of greedy decoding with a chain of the most probable tokens, walked through the examples.
+    pub chain: f64,
+    /// By depth: how confidence turns into acceptance.
+    pub calibration: Vec<Calibration>,
+    /// Positions that were looked at.
+    pub num_positions: usize,
+}
+
+/// What is needed to run streams on examples.
+pub(crate) struct Streams<'a> {
+    pub(crate) features: &'a FeatureExtractor,
+    pub(crate) base: &'a StreamBase,
+    pub(crate) vocabulary: &'a DraftRows,
+    pub(crate) num_streams: usize,
+}
+
+/// Sums over examples.
+struct Sums {
+    score: Score,
+    /// By depth.
+    proposals: Vec<Vec<Proposal>>,
+    num_passes: usize,
+    num_tokens: usize,
+    num_positions: usize,
+}
+
+/// Runs the streams over all positions of `examples`.
+///
+/// # Errors
+/// If a pass fails.
+pub(crate) fn evaluate(
+    streams: &Streams<'_>,
+    weights: &StreamWeights,
+    examples: &[Example],
+) -> Result<Evaluation, TrainError> {
+    let mut sums = Sums {
+        score: Score::new(streams.num_streams),
+        proposals: vec![Vec::new(); streams.num_streams],
+        num_passes: 0,
+        num_tokens: 0,
+        num_positions: 0,
+    };
+    for example in examples {
+        let mut accepted = Vec::new();
+        for segment in streams.features.segments(example)? {
+            let targets = Targets::of(&segment, example, streams.num_streams, streams.vocabulary);
+            let logits = logits(streams.base, weights, segment)?;
+            sums.add(logits, &targets, &mut accepted);
+        }
+        sums.walk(&accepted);
+    }
+    let accuracy = sums.score.accuracy();
+    Ok(Evaluation {
+        loss: sums.score.mean_loss(),
+        tau: tau(&accuracy),
+        accuracy,
+        chain: sums.num_tokens as f64 / sums.num_passes.max(1) as f64,
+        calibration: sums.proposals.iter().map(|proposals| calibration::fit(proposals)).collect(),
+        num_positions: sums.num_positions,
+    })
+}
+
+fn logits(base: &StreamBase, weights: &StreamWeights, segment: Segment) -> Result<Vec<f32>, TrainError> {
+    let logits = stream_logits(base, weights, &[segment])?;
+    Ok(logits.try_into_vec_as::<f32>().expect("elements of the asked-for type"))
+}
+
+impl Sums {
+    /// Adds the rows of a segment; for each position, `accepted` gets the number of leading streams that are right.
+    fn add(&mut self, mut logits: Vec<f32>, targets: &Targets, accepted: &mut Vec<usize>) {
+        let width = logits.len() / targets.rows.len();
+        let rows = logits.chunks_exact_mut(width);
+        for (row, logits) in rows.enumerate() {
+            let depth = row % targets.num_streams;
+            if depth == 0 {
+                accepted.push(0);
+                self.num_positions += 1;
+            }
+            let Some(is_hit) = self.add_row(logits, targets, row) else { continue };
+            let accepted = accepted.last_mut().expect("depth 0 comes first");
+            *accepted += usize::from(is_hit && *accepted == depth);
+        }
+    }
+
+    /// Adds a row; returns whether its most probable token is the target, if it has one.
+    fn add_row(&mut self, logits: &mut [f32], targets: &Targets, row: usize) -> Option<bool> {
+        let depth = row % targets.num_streams;
+        let target = match targets.rows[row] {
+            Target::None => return None,
+            Target::OutsideVocabulary => None,
+            Target::Row(target) => Some(target as usize),
+        };
+        let weight = f64::from(targets.weight(row));
+        let (best, max) = maximum(logits);
+        let log_probability = target.map_or(0.0, |target| f64::from(logits[target] - max));
+        let sum = exponentials(logits, max);
+        self.score.rows[depth] += 1;
+        self.score.hits[depth] += u64::from(target == Some(best));
+        self.score.loss += weight * (f64::from(sum).ln() - log_probability);
+        self.score.weight += weight;
+        for _ in 0..NUM_PROPOSALS.min(logits.len()) {
+            let (index, exponential) = maximum(logits);
+            self.proposals[depth].push((calibration::log_odds(exponential / sum), target == Some(index)));
+            logits[index] = f32::NEG_INFINITY;
+        }
+        Some(target == Some(best))
+    }
+
+    /// Walks through an example as greedy decoding would: a pass emits the accepted tokens and one more.
+    fn walk(&mut self, accepted: &[usize]) {
+        let mut position = 0;
+        while position < accepted.len() {
+            self.num_passes += 1;
+            self.num_tokens += accepted[position] + 1;
+            position += accepted[position] + 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sums() -> Sums {
+        Sums { score: Score::new(2), proposals: vec![Vec::new(); 2], num_passes: 0, num_tokens: 0, num_positions: 0 }
+    }
+
+    #[test]
+    fn streams_count_only_after_streams_that_are_right() {
+        let (mut sums, mut accepted) = (sums(), Vec::new());
+        // Most probable tokens: 1 2 | 0 2 | 1 0; targets: 1 2 | 1 2 | 1 -.
+        let logits = vec![0., 9., 1., 0., 1., 9., 9., 0., 1., 0., 1., 9., 0., 9., 1., 9., 0., 1.];
+        let rows = vec![Target::Row(1), Target::Row(2), Target::Row(1), Target::Row(2), Target::Row(1), Target::None];
+        sums.add(logits, &Targets { num_streams: 2, rows }, &mut accepted);
+        assert_eq!(accepted, [2, 0, 1]);
+        assert_eq!(sums.score.accuracy(), [2.0 / 3.0, 1.0]);
+        assert_eq!(sums.proposals[1].len(), 2 * 3, "three tokens give three proposals of a row");
+        sums.walk(&accepted);
+        assert_eq!((sums.num_passes, sums.num_tokens), (1, 3));
+        sums.walk(&[0, 1, 0, 0]);
+        assert_eq!((sums.num_passes, sums.num_tokens), (4, 7));
+    }
+}

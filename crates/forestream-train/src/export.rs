@@ -1,0 +1,160 @@
+//! What stands beside an adapter's weights: a card for people, and its provenance for programs.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use forestream_model::streams::AdapterConfig;
+use serde::Serialize;
+
+use crate::TrainError;
+use crate::data::Dataset;
+use crate::evaluate::Evaluation;
+use crate::settings::TrainSettings;
+
+/// Who made the adapter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Origin {
+    /// The command line.
+    pub command: String,
+    /// Version of the program.
+    pub version: String,
+    /// Commit of its source, if known.
+    pub commit: Option<String>,
+    /// The day, `YYYY-MM-DD`.
+    pub date: String,
+}
+
+/// What the weights have seen.
+pub(crate) struct TrainedOn<'a> {
+    pub(crate) step: usize,
+    pub(crate) num_positions: usize,
+    pub(crate) seconds: f64,
+    pub(crate) num_parameters: usize,
+    pub(crate) training: &'a Dataset,
+    pub(crate) held_out: &'a Dataset,
+    pub(crate) settings: &'a TrainSettings,
+}
+
+#[derive(Serialize)]
+struct Provenance<'a> {
+    #[serde(flatten)]
+    origin: &'a Origin,
+    base_model: &'a forestream_model::streams::BaseModel,
+    data: Data<'a>,
+    eval_data: Data<'a>,
+    settings: &'a TrainSettings,
+    steps: usize,
+    positions: usize,
+    seconds: u64,
+    parameters: usize,
+    evaluation: &'a Evaluation,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    file: &'a str,
+    sha256: &'a str,
+    examples: usize,
+    positions: usize,
+}
+
+impl<'a> Data<'a> {
+    fn of(dataset: &'a Dataset) -> Self {
+        Self {
+            file: &dataset.name,
+            sha256: &dataset.sha256,
+            examples: dataset.examples.len(),
+            positions: dataset.num_positions(),
+        }
+    }
+}
+
+/// Writes `README.md` and `provenance.json` into the adapter's directory.
+///
+/// # Errors
+/// If a file cannot be written.
+pub(crate) fn describe(
+    directory: &Path,
+    config: &AdapterConfig,
+    trained_on: &TrainedOn<'_>,
+    evaluation: &Evaluation,
+    origin: &Origin,
+) -> Result<(), TrainError> {
+    let provenance = Provenance {
+        origin,
+        base_model: &config.base_model,
+        data: Data::of(trained_on.training),
+        eval_data: Data::of(trained_on.held_out),
+        settings: trained_on.settings,
+        steps: trained_on.step,
+        positions: trained_on.num_positions,
+        seconds: trained_on.seconds.round() as u64,
+        parameters: trained_on.num_parameters,
+        evaluation,
+    };
+    let json = serde_json::to_string_pretty(&provenance).expect("provenance is plain data") + "\n";
+    let card = card(config, trained_on, evaluation, origin);
+    for (name, text) in [("provenance.json", json), ("README.md", card)] {
+        let path = directory.join(name);
+        std::fs::write(&path, text).map_err(TrainError::write(&path))?;
+    }
+    Ok(())
+}
+
+fn card(config: &AdapterConfig, trained_on: &TrainedOn<'_>, evaluation: &Evaluation, origin: &Origin) -> String {
+    let mut text = String::new();
+    write_card(&mut text, config, trained_on, evaluation, origin).expect("writing to a string never fails");
+    text
+}
+
+fn write_card(
+    text: &mut String,
+    config: &AdapterConfig,
+    trained_on: &TrainedOn<'_>,
+    evaluation: &Evaluation,
+    origin: &Origin,
+) -> std::fmt::Result {
+    let (base, streams) = (&config.base_model, &config.streams);
+    let (training, held_out) = (trained_on.training, trained_on.held_out);
+    writeln!(text, "# Speculative streams for {}\n", base.name)?;
+    writeln!(
+        text,
+        "An adapter of forestream {}. The base model is unchanged: its answers stay what they",
+        origin.version
+    )?;
+    writeln!(text, "are, and come in fewer passes.\n")?;
+    writeln!(text, "| | |\n|---|---|")?;
+    writeln!(text, "| base model | {}, fingerprint `{:.12}` |", base.name, base.fingerprint)?;
+    writeln!(text, "| streams | {} in the top {} layers |", streams.num_streams, streams.num_msa_layers)?;
+    writeln!(text, "| trained parameters | {} |", trained_on.num_parameters)?;
+    writeln!(
+        text,
+        "| data | `{}`, {} examples, {} positions |",
+        training.name,
+        training.examples.len(),
+        training.num_positions()
+    )?;
+    writeln!(text, "| trained on | {} positions in {} steps |", trained_on.num_positions, trained_on.step)?;
+    writeln!(
+        text,
+        "| held out | `{}`, {} examples, {} positions |",
+        held_out.name,
+        held_out.examples.len(),
+        evaluation.num_positions
+    )?;
+    writeln!(text, "| date | {} |\n", origin.date)?;
+    writeln!(text, "```\n{}\n```\n", origin.command)?;
+    writeln!(text, "## On held-out examples\n")?;
+    writeln!(text, "How often the most probable token is right, given that the tokens before it are:\n")?;
+    let cells =
+        |cell: &dyn Fn(usize) -> String| (0..streams.num_streams).map(|depth| cell(depth) + " |").collect::<String>();
+    writeln!(text, "| depth |{}", cells(&|depth| format!(" {}", depth + 1)))?;
+    writeln!(text, "|---|{}", cells(&|_| "---:".to_owned()))?;
+    writeln!(text, "| accuracy |{}\n", cells(&|depth| format!(" {:.3}", evaluation.accuracy[depth])))?;
+    writeln!(
+        text,
+        "Tau, the length that these multiply to: {:.2} tokens per pass. A chain of {} tokens, walked greedily through",
+        evaluation.tau, streams.num_streams
+    )?;
+    writeln!(text, "the examples: {:.2} tokens per pass. Trees reach more.", evaluation.chain)
+}

@@ -1,0 +1,32 @@
+//! Training of adapters: a frozen model's texts in, speculative streams out.
+//!
+//! The types that matter: [`DataReader`], rows of a file as [`Example`]s; [`TrainJob`], what to train; and [`Trainer`],
+//! the run, which can be stopped and resumed bit for bit. The crate knows no command line. Source: Speculative Streaming
+//! (arXiv 2402.11131), section 3.
+
+mod adamw;
+mod batch;
+mod calibration;
+mod checkpoint;
+mod data;
+mod draft_vocabulary;
+mod error;
+mod evaluate;
+mod export;
+mod features;
+mod gradients;
+mod objective;
+mod progress;
+mod schedule;
+mod settings;
+mod targets;
+mod trainer;
+
+pub use checkpoint::CHECKPOINT;
+pub use data::{DataError, DataReader, Dataset, Example};
+pub use error::TrainError;
+pub use evaluate::Evaluation;
+pub use export::Origin;
+pub use progress::{LOG, Observer, StepReport, StepSeconds};
+pub use settings::{Objective, Preset, TrainSettings};
+pub use trainer::{Outcome, Start, TrainJob, Trainer};

@@ -1,0 +1,108 @@
+//! What a run tells while it runs: reports of steps, an observer, and the log of JSON lines.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::TrainError;
+use crate::evaluate::Evaluation;
+
+/// The name of the log in the output directory.
+pub const LOG: &str = "train_log.jsonl";
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Its number, from 1.
+    pub step: usize,
+    /// Steps of the run.
+    pub num_steps: usize,
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// Mean loss over weighted targets, before the step.
+    pub loss: f64,
+    /// By depth: how often the most probable token was the target.
+    pub accuracy: Vec<f64>,
+    /// `1 + sum_k prod_(i<=k) accuracy_i`.
+    pub tau: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// The norm of the gradients before clipping.
+    pub gradient_norm: f64,
+    /// Positions of the step.
+    pub num_positions: usize,
+    /// Positions in a second.
+    pub positions_per_second: f64,
+    /// Seconds until the end, at the run's mean speed.
+    pub seconds_left: f64,
+    /// Where the time went.
+    pub seconds: StepSeconds,
+}
+
+/// Where the time of a step went.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepSeconds {
+    /// The engine's passes over the texts.
+    pub features: f64,
+    /// Streams forward and backward.
+    pub passes: f64,
+    /// Clipping and update.
+    pub optimizer: f64,
+}
+
+/// Who watches a run, and may end it.
+pub trait Observer {
+    /// A step is done.
+    fn step(&mut self, report: &StepReport);
+    /// Held-out examples were measured.
+    fn evaluated(&mut self, step: usize, evaluation: &Evaluation);
+    /// A checkpoint was written.
+    fn saved(&mut self, step: usize);
+    /// Whether the run should save itself and stop after this step.
+    fn is_stop_asked(&self) -> bool;
+}
+
+/// The log: one JSON object for each step and each evaluation.
+pub(crate) struct TrainLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl TrainLog {
+    /// Opens the log of a run that has done `step` steps, and drops what was written after these.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub(crate) fn open(directory: &Path, step: usize) -> Result<Self, TrainError> {
+        let path = directory.join(LOG);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(TrainError::read(&path)(error)),
+        };
+        let kept: String = text.split_inclusive('\n').filter(|line| step_of(line).is_some_and(|s| s <= step)).collect();
+        std::fs::write(&path, kept).map_err(TrainError::write(&path))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(TrainError::write(&path))?;
+        Ok(Self { path, file })
+    }
+
+    pub(crate) fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
+        self.write(&serde_json::to_value(report).expect("a report is plain data"))
+    }
+
+    pub(crate) fn evaluation(&mut self, step: usize, evaluation: &Evaluation) -> Result<(), TrainError> {
+        self.write(&serde_json::json!({ "step": step, "evaluation": evaluation }))
+    }
+
+    fn write(&mut self, line: &Value) -> Result<(), TrainError> {
+        writeln!(self.file, "{line}").map_err(TrainError::write(&self.path))
+    }
+}
+
+fn step_of(line: &str) -> Option<usize> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    line.get("step")?.as_u64()?.try_into().ok()
+}

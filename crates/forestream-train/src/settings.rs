@@ -1,0 +1,126 @@
+//! What a run is asked for, and presets of streams.
+
+use forestream_model::streams::{LoraConfig, Projection, StreamConfig, StreamPosition};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// How to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// What streams learn from.
+    pub objective: Objective,
+    /// The greatest learning rate.
+    pub lr: f64,
+    /// Positions of a step.
+    pub batch_tokens: usize,
+    /// How often every example is seen.
+    pub epochs: usize,
+    /// Steps of the run; `None` takes as many as the epochs have.
+    pub steps: Option<usize>,
+    /// Minutes after which the run ends, whatever it has reached. The learning rate falls accordingly.
+    pub max_minutes: Option<f64>,
+    /// What order and initial weights depend on.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub save_steps: usize,
+    /// Steps between evaluations on held-out examples.
+    pub eval_steps: usize,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            objective: Objective::Ce,
+            lr: 2e-3,
+            batch_tokens: 800,
+            epochs: 1,
+            steps: None,
+            max_minutes: None,
+            seed: 0,
+            save_steps: 200,
+            eval_steps: 200,
+        }
+    }
+}
+
+impl TrainSettings {
+    /// Checks what no type can.
+    ///
+    /// # Errors
+    /// The flag, and what it may be.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let minutes = self.max_minutes.unwrap_or(1.0);
+        let checks = [
+            ("--lr", self.lr.is_finite() && self.lr > 0.0, "must be above 0"),
+            ("--batch-tokens", self.batch_tokens > 0, "must be at least 1"),
+            ("--epochs", self.epochs > 0, "must be at least 1"),
+            ("--steps", self.steps != Some(0), "must be at least 1"),
+            ("--max-minutes", minutes.is_finite() && minutes > 0.0, "must be above 0"),
+            ("--save-steps", self.save_steps > 0, "must be at least 1"),
+            ("--eval-steps", self.eval_steps > 0, "must be at least 1"),
+        ];
+        match checks.into_iter().find(|(_, holds, _)| !holds) {
+            Some((flag, _, problem)) => Err(TrainError::setting(flag, problem)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What streams learn from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// Cross entropy with the tokens of the data.
+    Ce,
+}
+
+/// Sizes of streams that are known to work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preset {
+    /// Its name.
+    pub name: &'static str,
+    /// The streams.
+    pub streams: StreamConfig,
+    /// Low-rank changes of stream rows.
+    pub lora: LoraConfig,
+}
+
+impl Preset {
+    /// Everything that raises acceptance at little cost: token conditioning, a sampler, LoRA on all projections.
+    pub fn fast() -> Self {
+        Self {
+            name: "fast",
+            streams: StreamConfig {
+                num_streams: 4,
+                num_msa_layers: 4,
+                position: StreamPosition::Following,
+                token_conditioning: true,
+                sampler_size: Some(64),
+                draft_vocab_size: Some(8192),
+            },
+            lora: LoraConfig { rank: 32, alpha: 64.0, target_modules: Projection::ALL.to_vec() },
+        }
+    }
+
+    /// The parameters of the paper: stream embeddings and a small LoRA on queries and values.
+    pub fn paper() -> Self {
+        Self {
+            name: "paper",
+            streams: StreamConfig {
+                num_streams: 3,
+                num_msa_layers: 4,
+                position: StreamPosition::Following,
+                token_conditioning: false,
+                sampler_size: None,
+                draft_vocab_size: None,
+            },
+            lora: LoraConfig { rank: 8, alpha: 16.0, target_modules: vec![Projection::QProj, Projection::VProj] },
+        }
+    }
+
+    /// The preset of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::fast(), Self::paper()].into_iter().find(|preset| preset.name == name)
+    }
+}

@@ -1,0 +1,83 @@
+//! What each stream of each position should foresee, and how much it counts.
+
+use forestream_burn::Segment;
+
+use crate::data::Example;
+use crate::draft_vocabulary::DraftRows;
+
+/// Each further token counts less: it is reached less often. Source: HASS and DFlash weight depths alike.
+const DEPTH_DECAY: f32 = 0.9;
+
+/// What one stream row should foresee.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Target {
+    /// A token that streams can propose, by its row of the draft vocabulary.
+    Row(u32),
+    /// A token that they cannot propose: a certain miss.
+    OutsideVocabulary,
+    /// The text has ended.
+    None,
+}
+
+/// The targets of stream rows, `[positions, num_streams]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Targets {
+    pub(crate) num_streams: usize,
+    pub(crate) rows: Vec<Target>,
+}
+
+impl Targets {
+    /// The targets of a segment: stream `j` of position `t` foresees token `t + 1 + j`.
+    pub(crate) fn of(segment: &Segment, example: &Example, num_streams: usize, vocabulary: &DraftRows) -> Self {
+        let num_positions = segment.tokens.len() - num_streams;
+        // Token `i` of a segment follows position `first_position + i`, and `len - 1 - first_position` tokens follow.
+        let num_following = example.prompt.len() + example.completion.len() - 1 - segment.first_position;
+        let target = |index: usize| match segment.tokens.get(index).filter(|_| index < num_following) {
+            Some(&token) => vocabulary.row(token).map_or(Target::OutsideVocabulary, Target::Row),
+            None => Target::None,
+        };
+        let rows = (0..num_positions).flat_map(|i| (1..=num_streams).map(move |j| i + j)).map(target).collect();
+        Self { num_streams, rows }
+    }
+
+    /// The weight of each row in the loss.
+    pub(crate) fn weight(&self, row: usize) -> f32 {
+        match self.rows[row] {
+            Target::Row(_) => DEPTH_DECAY.powi((row % self.num_streams) as i32),
+            Target::OutsideVocabulary | Target::None => 0.0,
+        }
+    }
+
+    /// The weight of all rows.
+    pub(crate) fn total_weight(&self) -> f64 {
+        (0..self.rows.len()).map(|row| f64::from(self.weight(row))).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forestream_model::TokenId;
+
+    use super::*;
+
+    fn segment(first_position: usize, tokens: &[TokenId]) -> Segment {
+        Segment { first_position, boundary: Vec::new(), tokens: tokens.to_vec(), keys: Vec::new(), values: Vec::new() }
+    }
+
+    #[test]
+    fn streams_foresee_the_tokens_after_the_emitted_one() {
+        // Position 1 (the prompt's end) emits 5; its streams foresee 6 and 7. Token 7 is not in the vocabulary.
+        let example = Example { prompt: vec![1, 2], completion: vec![5, 6, 7] };
+        let targets = Targets::of(&segment(1, &[5, 6, 7, 0]), &example, 2, &DraftRows::new(&[6, 5], 10));
+        assert_eq!(targets.rows, [Target::Row(0), Target::OutsideVocabulary, Target::OutsideVocabulary, Target::None]);
+        assert_eq!([0, 1, 2, 3].map(|row| targets.weight(row)), [1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn deeper_streams_count_less() {
+        let example = Example { prompt: vec![1], completion: vec![1, 2, 3, 4] };
+        let targets = Targets::of(&segment(0, &[1, 2, 3, 4]), &example, 3, &DraftRows::new(&[], 10));
+        assert_eq!(targets.rows, [Target::Row(2), Target::Row(3), Target::Row(4)]);
+        assert!((targets.total_weight() - 2.71).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,400 @@
+//! The loop: batches, steps, evaluations, checkpoints, and the best adapter in the output directory.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use forestream_burn::tensor::Device;
+use forestream_burn::{StreamBase, StreamWeights};
+use forestream_model::streams::{Adapter, AdapterConfig};
+use forestream_model::{Checkpoint as BaseCheckpoint, DecoderConfig, LoadOptions, TokenId};
+use serde_json::{Map, Value};
+
+use crate::adamw::{AdamW, Named, clip};
+use crate::batch::Order;
+use crate::checkpoint::{CHECKPOINT, Checkpoint, Progress};
+use crate::data::{Dataset, Example};
+use crate::draft_vocabulary::{self, DraftRows};
+use crate::evaluate::{Evaluation, Streams, evaluate};
+use crate::export::{self, Origin, TrainedOn};
+use crate::features::FeatureExtractor;
+use crate::gradients::{Batch, gradients};
+use crate::objective::tau;
+use crate::progress::{Observer, StepReport, StepSeconds, TrainLog};
+use crate::settings::TrainSettings;
+use crate::targets::Targets;
+use crate::{TrainError, schedule};
+
+/// Gradients are scaled down to this norm.
+const MAX_GRADIENT_NORM: f64 = 1.0;
+
+/// What to train, on what, and where it goes.
+#[derive(Debug)]
+pub struct TrainJob<'a> {
+    /// The base model.
+    pub base: &'a BaseCheckpoint,
+    /// How the engine runs it.
+    pub load_options: LoadOptions,
+    /// The streams; its draft vocabulary is chosen from the data.
+    pub adapter: AdapterConfig,
+    /// What is trained on.
+    pub training: Dataset,
+    /// What is measured on.
+    pub held_out: Dataset,
+    /// How.
+    pub settings: TrainSettings,
+    /// Directory of adapter, log and checkpoint.
+    pub output: PathBuf,
+    /// Weights to start from.
+    pub initial: Option<Adapter>,
+    /// What the card says about the run.
+    pub origin: Origin,
+}
+
+/// Whether a run begins, or goes on from its checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From fresh or given weights.
+    Fresh,
+    /// From the checkpoint in the output directory.
+    Resume,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// All steps are done; the best evaluation, whose adapter is in the output directory.
+    Finished(Evaluation),
+    /// It was asked to stop; a checkpoint of this step is in the output directory.
+    Stopped(usize),
+}
+
+/// A run between two steps.
+pub struct Trainer {
+    device: Device,
+    decoder: DecoderConfig,
+    adapter: AdapterConfig,
+    draft_vocabulary: Vec<TokenId>,
+    draft_rows: DraftRows,
+    features: FeatureExtractor,
+    base: StreamBase,
+    training: Dataset,
+    held_out: Dataset,
+    settings: TrainSettings,
+    output: PathBuf,
+    origin: Origin,
+    order: Order,
+    num_steps: usize,
+    weights: Named,
+    optimizer: AdamW,
+    progress: Progress,
+    best: Option<Evaluation>,
+}
+
+impl Trainer {
+    /// Loads the model and plans the run. Writes nothing.
+    ///
+    /// # Errors
+    /// Settings, data, model or initial weights that do not fit together.
+    pub fn new(job: TrainJob<'_>) -> Result<Self, TrainError> {
+        let decoder = job.base.config().clone();
+        let adapter = job.adapter;
+        adapter.validate(&decoder).map_err(|problem| TrainError::setting("adapter sizes", problem))?;
+        job.settings.validate()?;
+        let draft_vocabulary = match adapter.streams.draft_vocab_size {
+            Some(size) => draft_vocabulary::choose(&job.training.examples, size, decoder.vocab_size),
+            None => Vec::new(),
+        };
+        let device = Device::flex();
+        let first_msa_layer = adapter.first_msa_layer(&decoder);
+        let num_streams = adapter.streams.num_streams;
+        let features = FeatureExtractor::load(job.base, first_msa_layer, num_streams, job.load_options)?;
+        let base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
+        let weights = initial_weights(job.initial, &adapter, &decoder, job.settings.seed, &device)?;
+        let mut order = Order::new(job.training.examples.len(), job.settings.seed);
+        let num_steps = plan(&job.settings, &mut order, &job.training.examples);
+        Ok(Self {
+            draft_rows: DraftRows::new(&draft_vocabulary, decoder.vocab_size),
+            optimizer: AdamW::new(&weights),
+            training: job.training,
+            held_out: job.held_out,
+            settings: job.settings,
+            output: job.output,
+            origin: job.origin,
+            progress: Progress::default(),
+            best: None,
+            device,
+            decoder,
+            adapter,
+            draft_vocabulary,
+            features,
+            base,
+            order,
+            num_steps,
+            weights,
+        })
+    }
+
+    /// Steps of the whole run.
+    pub fn num_steps(&self) -> usize {
+        self.num_steps
+    }
+
+    /// Sizes and switches of the streams.
+    pub fn adapter(&self) -> &AdapterConfig {
+        &self.adapter
+    }
+
+    /// Trained parameters.
+    pub fn num_parameters(&self) -> usize {
+        self.adapter.num_parameters(&self.decoder)
+    }
+
+    /// What is trained on.
+    pub fn training(&self) -> &Dataset {
+        &self.training
+    }
+
+    /// What is measured on.
+    pub fn held_out(&self) -> &Dataset {
+        &self.held_out
+    }
+
+    /// Does one step and writes nothing, for an estimate.
+    ///
+    /// # Errors
+    /// If a pass fails.
+    pub fn measure_step(&mut self) -> Result<StepReport, TrainError> {
+        self.step()
+    }
+
+    /// Trains until all steps are done or the observer asks to stop.
+    ///
+    /// # Errors
+    /// If a pass fails, the loss stops being a number, or a file cannot be written. Checkpoints stay intact.
+    pub fn run(&mut self, start: Start, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+        let path = self.output.join(CHECKPOINT);
+        std::fs::create_dir_all(&self.output).map_err(TrainError::write(&self.output))?;
+        match start {
+            Start::Resume => self.load_checkpoint()?,
+            Start::Fresh if path.exists() => return Err(TrainError::Unfinished { path }),
+            Start::Fresh => {}
+        }
+        let mut log = TrainLog::open(&self.output, self.progress.step)?;
+        while !self.is_done() {
+            let report = self.step()?;
+            log.step(&report)?;
+            observer.step(&report);
+            let is_stopped = observer.is_stop_asked();
+            if self.is_due(self.settings.eval_steps) {
+                let evaluation = self.evaluate()?;
+                log.evaluation(self.progress.step, &evaluation)?;
+                observer.evaluated(self.progress.step, &evaluation);
+            }
+            if self.is_due(self.settings.save_steps) || is_stopped {
+                self.save_checkpoint()?;
+                observer.saved(self.progress.step);
+            }
+            if is_stopped && !self.is_done() {
+                return Ok(Outcome::Stopped(self.progress.step));
+            }
+        }
+        let best = self.best.clone();
+        Ok(Outcome::Finished(best.expect("the last step is evaluated")))
+    }
+
+    fn is_done(&self) -> bool {
+        self.share_done() >= 1.0
+    }
+
+    /// Whether something that is done every `steps` steps, and at the end, is to be done now.
+    fn is_due(&self, steps: usize) -> bool {
+        self.progress.step.is_multiple_of(steps) || self.is_done()
+    }
+
+    /// The part of the run that is done, by steps or by the clock.
+    fn share_done(&self) -> f64 {
+        self.share_after(self.progress.step)
+    }
+
+    fn share_after(&self, steps: usize) -> f64 {
+        let by_steps = steps as f64 / self.num_steps as f64;
+        let by_clock = self.settings.max_minutes.map_or(0.0, |minutes| self.progress.seconds / (60.0 * minutes));
+        by_steps.max(by_clock)
+    }
+
+    fn step(&mut self) -> Result<StepReport, TrainError> {
+        let started = Instant::now();
+        let place = self.progress.place;
+        let indices = self.order.batch(place, &self.training.examples, self.settings.batch_tokens);
+        let batch = self.batch(&indices)?;
+        let num_positions = batch.num_positions();
+        let after_features = started.elapsed().as_secs_f64();
+        let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device);
+        let (score, mut gradients) = gradients(&self.base, &weights, batch, &self.device)?;
+        let after_passes = started.elapsed().as_secs_f64();
+        let step = self.progress.step + 1;
+        let gradient_norm = clip(&mut gradients, MAX_GRADIENT_NORM);
+        if !score.loss.is_finite() || !gradient_norm.is_finite() {
+            return Err(TrainError::NotFinite { step });
+        }
+        let rate = self.settings.lr * schedule::factor(self.share_after(step));
+        self.optimizer.update(&mut self.weights, &gradients, rate as f32, step);
+        let seconds = started.elapsed().as_secs_f64();
+        self.progress.step = step;
+        self.progress.place += indices.len();
+        self.progress.num_positions += num_positions;
+        self.progress.seconds += seconds;
+        let accuracy = score.accuracy();
+        let share = self.share_done();
+        Ok(StepReport {
+            step,
+            num_steps: self.num_steps,
+            epoch: place / self.training.examples.len(),
+            loss: score.mean_loss(),
+            tau: tau(&accuracy),
+            accuracy,
+            lr: rate,
+            gradient_norm,
+            num_positions,
+            positions_per_second: num_positions as f64 / seconds,
+            seconds_left: self.progress.seconds * (1.0 - share).max(0.0) / share,
+            seconds: StepSeconds {
+                features: after_features,
+                passes: after_passes - after_features,
+                optimizer: seconds - after_passes,
+            },
+        })
+    }
+
+    fn batch(&self, indices: &[usize]) -> Result<Batch, TrainError> {
+        let num_streams = self.adapter.streams.num_streams;
+        let (mut segments, mut targets) = (Vec::new(), Vec::new());
+        for &index in indices {
+            let example = &self.training.examples[index];
+            for segment in self.features.segments(example)? {
+                targets.push(Targets::of(&segment, example, num_streams, &self.draft_rows));
+                segments.push(segment);
+            }
+        }
+        Ok(Batch { segments, targets })
+    }
+
+    /// Measures on held-out examples, and exports the adapter if it is the best so far.
+    fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
+        let started = Instant::now();
+        let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device).frozen();
+        let streams = Streams {
+            features: &self.features,
+            base: &self.base,
+            vocabulary: &self.draft_rows,
+            num_streams: self.adapter.streams.num_streams,
+        };
+        let evaluation = evaluate(&streams, &weights, &self.held_out.examples)?;
+        if self.best.as_ref().is_none_or(|best| evaluation.tau > best.tau) {
+            self.export(&evaluation)?;
+            self.best = Some(evaluation.clone());
+        }
+        self.progress.best = self.best.clone();
+        self.progress.seconds += started.elapsed().as_secs_f64();
+        Ok(evaluation)
+    }
+
+    fn export(&self, evaluation: &Evaluation) -> Result<(), TrainError> {
+        let mut config = self.adapter.clone();
+        config.calibration.clone_from(&evaluation.calibration);
+        let adapter =
+            Adapter { config, tensors: self.weights.clone(), draft_vocabulary: self.draft_vocabulary.clone() };
+        adapter.save(&self.output, &self.decoder)?;
+        let trained_on = TrainedOn {
+            step: self.progress.step,
+            num_positions: self.progress.num_positions,
+            seconds: self.progress.seconds,
+            num_parameters: self.num_parameters(),
+            training: &self.training,
+            held_out: &self.held_out,
+            settings: &self.settings,
+        };
+        export::describe(&self.output, &adapter.config, &trained_on, evaluation, &self.origin)
+    }
+
+    fn save_checkpoint(&self) -> Result<(), TrainError> {
+        let checkpoint = Checkpoint {
+            run: self.identity(),
+            progress: self.progress.clone(),
+            weights: self.weights.clone(),
+            optimizer: self.optimizer.clone(),
+        };
+        checkpoint.save(&self.output.join(CHECKPOINT))
+    }
+
+    fn load_checkpoint(&mut self) -> Result<(), TrainError> {
+        let path = self.output.join(CHECKPOINT);
+        if !path.exists() {
+            return Err(TrainError::NothingToResume { path });
+        }
+        let checkpoint = Checkpoint::load(&path)?;
+        checkpoint.check_run(&self.identity(), &path)?;
+        self.progress = checkpoint.progress;
+        self.best.clone_from(&self.progress.best);
+        self.weights = checkpoint.weights;
+        self.optimizer = checkpoint.optimizer;
+        Ok(())
+    }
+
+    /// Everything that the weights of this run depend on, by name.
+    fn identity(&self) -> Map<String, Value> {
+        let mut identity = Map::new();
+        let plain = "settings are plain data";
+        flatten("", serde_json::to_value(&self.settings).expect(plain), &mut identity);
+        flatten("", serde_json::to_value(&self.adapter).expect(plain), &mut identity);
+        for (name, data) in [("data", &self.training), ("eval_data", &self.held_out)] {
+            identity.insert(format!("{name}.sha256"), data.sha256.clone().into());
+            identity.insert(format!("{name}.examples"), data.examples.len().into());
+            identity.insert(format!("{name}.positions"), data.num_positions().into());
+        }
+        identity
+    }
+}
+
+/// The steps of a run.
+fn plan(settings: &TrainSettings, order: &mut Order, examples: &[Example]) -> usize {
+    let by_epochs =
+        || (0..settings.epochs).map(|epoch| order.steps_of_epoch(epoch, examples, settings.batch_tokens)).sum();
+    settings.steps.unwrap_or_else(by_epochs)
+}
+
+fn initial_weights(
+    initial: Option<Adapter>,
+    adapter: &AdapterConfig,
+    decoder: &DecoderConfig,
+    seed: u64,
+    device: &Device,
+) -> Result<Named, TrainError> {
+    let Some(initial) = initial else {
+        return Ok(StreamWeights::init(adapter, decoder, seed, device).values());
+    };
+    let given = initial.config.tensors(decoder);
+    match adapter.tensors(decoder).into_iter().find(|spec| !given.contains(spec)) {
+        None => Ok(initial.tensors),
+        Some(spec) => {
+            let (name, shape) = (spec.name, spec.shape);
+            let problem = format!("the adapter has no `{name}` of {shape:?}; give the sizes that it was trained with");
+            Err(TrainError::setting("--init-from", problem))
+        }
+    }
+}
+
+/// Nested objects as one, with dotted names.
+fn flatten(prefix: &str, value: Value, flat: &mut Map<String, Value>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                let name = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+                flatten(&name, value, flat);
+            }
+        }
+        value => {
+            flat.insert(prefix.to_owned(), value);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What the user typed after `train`.
+
+#![expect(clippy::doc_markdown, reason = "the comments are help texts, read on a terminal")]
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use forestream::train::{Origin, Preset, Projection, TrainRequest, TrainSettings};
+
+use super::low::ModelArgs;
+
+/// `train`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TrainArgs {
+    /// Rows to train on: a file of `forestream distill`, or one JSON object with `prompt` and `completion`, `messages` or
+    /// `conversations` on each line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Directory for the adapter, its log and checkpoints
+    #[arg(short, long, alias = "save-path", value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Continue the unfinished run in the output directory, with the same settings and data
+    #[arg(long, conflicts_with_all = ["init_from", "dry_run"])]
+    pub(crate) resume: bool,
+    /// Start from the weights of this adapter
+    #[arg(long, value_name = "DIR")]
+    pub(crate) init_from: Option<PathBuf>,
+    /// Show sizes, steps, memory and time, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) streams: StreamArgs,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// What is trained.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Streams")]
+pub(crate) struct StreamArgs {
+    /// What is trained beside the streams; `lossless` leaves the model as it is
+    #[arg(long, value_name = "MODE", default_value = "lossless")]
+    pub(crate) mode: ModeName,
+    /// Sizes to start from; the flags below change single ones
+    #[arg(long, value_name = "NAME", default_value = "fast")]
+    pub(crate) preset: PresetName,
+    /// Streams for each position
+    #[arg(long, value_name = "N")]
+    pub(crate) num_streams: Option<usize>,
+    /// Top layers with streams
+    #[arg(long, value_name = "N")]
+    pub(crate) num_msa_layers: Option<usize>,
+    /// Rank of the low-rank changes of stream rows; 0 leaves them out
+    #[arg(long, alias = "lora-r", value_name = "N")]
+    pub(crate) lora_rank: Option<usize>,
+    /// Scale of the low-rank changes, times the rank
+    #[arg(long, value_name = "X")]
+    pub(crate) lora_alpha: Option<f32>,
+    /// Projections with low-rank changes: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
+    #[arg(long, alias = "lora-target", value_name = "NAMES", value_delimiter = ',', value_parser = projection)]
+    pub(crate) lora_target_modules: Option<Vec<Projection>>,
+    /// Tokens that streams can propose, the most frequent ones of the data; 0 takes all
+    #[arg(long, value_name = "N")]
+    pub(crate) draft_vocab_size: Option<usize>,
+    /// Width of the sampler, which corrects a stream by the token before; 0 leaves it out
+    #[arg(long, value_name = "N")]
+    pub(crate) sampler_size: Option<usize>,
+    /// Do not start streams from the emitted token
+    #[arg(long)]
+    pub(crate) no_token_conditioning: bool,
+}
+
+/// How it is trained.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct RunArgs {
+    /// Rows to measure on
+    #[arg(long, value_name = "FILE", conflicts_with = "eval_split")]
+    pub(crate) eval_data: Option<PathBuf>,
+    /// Part of the data to measure on instead
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.02)]
+    pub(crate) eval_split: f64,
+    /// How often every row is trained on
+    #[arg(long, value_name = "N", default_value_t = TrainSettings::default().epochs)]
+    pub(crate) epochs: usize,
+    /// Steps, instead of epochs
+    #[arg(long, alias = "max-steps", value_name = "N", conflicts_with = "epochs")]
+    pub(crate) steps: Option<usize>,
+    /// End after so many minutes, with the learning rate lowered in time; such a run is not repeatable bit for bit
+    #[arg(long, value_name = "X")]
+    pub(crate) max_minutes: Option<f64>,
+    /// Positions of a step
+    #[arg(long, value_name = "N", default_value_t = TrainSettings::default().batch_tokens)]
+    pub(crate) batch_tokens: usize,
+    /// The greatest learning rate
+    #[arg(long, value_name = "X", default_value_t = TrainSettings::default().lr)]
+    pub(crate) lr: f64,
+    /// Steps between checkpoints
+    #[arg(long, alias = "save-every", value_name = "N", default_value_t = TrainSettings::default().save_steps)]
+    pub(crate) save_steps: usize,
+    /// Steps between measurements on held-out rows
+    #[arg(long, alias = "eval-every", value_name = "N", default_value_t = TrainSettings::default().eval_steps)]
+    pub(crate) eval_steps: usize,
+    /// What the order of rows and fresh weights depend on
+    #[arg(short, long, value_name = "N", default_value_t = TrainSettings::default().seed)]
+    pub(crate) seed: u64,
+}
+
+/// What is trained beside the streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeName {
+    /// Nothing.
+    Lossless,
+}
+
+/// A preset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PresetName {
+    /// Fewest passes.
+    Fast,
+    /// Fewest parameters, as in the paper.
+    Paper,
+}
+
+/// A projection by the last part of its name.
+fn projection(name: &str) -> Result<Projection, String> {
+    let last = |projection: &Projection| projection.path().rsplit('.').next() == Some(name);
+    let names: Vec<&str> =
+        Projection::ALL.iter().filter_map(|projection| projection.path().rsplit('.').next()).collect();
+    Projection::ALL
+        .into_iter()
+        .find(last)
+        .ok_or_else(|| format!("there is no such projection; known are {}", names.join(", ")))
+}
+
+/// What the library takes.
+pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> TrainRequest {
+    let preset = preset(&args.streams);
+    let run = &args.run;
+    TrainRequest {
+        streams: preset.streams,
+        lora: Some(preset.lora).filter(|lora| lora.rank > 0),
+        data: args.data.clone(),
+        eval_data: run.eval_data.clone(),
+        eval_split: run.eval_split,
+        settings: TrainSettings {
+            lr: run.lr,
+            batch_tokens: run.batch_tokens,
+            epochs: run.epochs,
+            steps: run.steps,
+            max_minutes: run.max_minutes,
+            seed: run.seed,
+            save_steps: run.save_steps,
+            eval_steps: run.eval_steps,
+            ..TrainSettings::default()
+        },
+        output: args.output.clone(),
+        init_from: args.init_from.clone(),
+        origin,
+    }
+}
+
+/// The preset, changed by what was typed.
+fn preset(args: &StreamArgs) -> Preset {
+    let ModeName::Lossless = args.mode;
+    let mut preset = match args.preset {
+        PresetName::Fast => Preset::fast(),
+        PresetName::Paper => Preset::paper(),
+    };
+    let (streams, lora) = (&mut preset.streams, &mut preset.lora);
+    streams.num_streams = args.num_streams.unwrap_or(streams.num_streams);
+    streams.num_msa_layers = args.num_msa_layers.unwrap_or(streams.num_msa_layers);
+    let nonzero = |given: Option<usize>, usual| given.map_or(usual, |size| Some(size).filter(|&size| size > 0));
+    streams.draft_vocab_size = nonzero(args.draft_vocab_size, streams.draft_vocab_size);
+    streams.sampler_size = nonzero(args.sampler_size, streams.sampler_size);
+    streams.token_conditioning &= !args.no_token_conditioning;
+    lora.rank = args.lora_rank.unwrap_or(lora.rank);
+    lora.alpha = args.lora_alpha.unwrap_or(lora.alpha);
+    if let Some(modules) = &args.lora_target_modules {
+        lora.target_modules.clone_from(modules);
+    }
+    preset
+}

@@ -1,0 +1,223 @@
+//! `train`: speculative streams for a model, from rows of text.
+
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use forestream::EngineOptions;
+use forestream::pull::ModelName;
+use forestream::train::{self, Evaluation, Observer, Origin, Outcome, Start, StepReport, Trainer};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{console, interrupt, pull};
+use crate::args::{self, TrainArgs};
+
+pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    interrupt::install()?;
+    let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
+    let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
+    let name = (!is_path).then(|| args.model.model.clone());
+    let options = EngineOptions { name, ..args::engine_options(&args.model) };
+    let mut trainer = train::open(&path, &options, args::train_request(args, origin()))?;
+    for line in plan(&trainer) {
+        console::note(&line);
+    }
+    if args.dry_run {
+        return dry_run(&mut trainer);
+    }
+    let mut progress = Progress::new(trainer.num_steps());
+    let start = if args.resume { Start::Resume } else { Start::Fresh };
+    let outcome = trainer.run(start, &mut progress)?;
+    progress.finish();
+    let output = args.output.display();
+    match outcome {
+        Outcome::Finished(best) => console::print(&format!("{output}: the best adapter, {}\n", describe(&best)))?,
+        Outcome::Stopped(step) => {
+            console::note(&format!("stopped after step {step}; {output} has a checkpoint, continue with --resume"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the run will do, line by line.
+fn plan(trainer: &Trainer) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (what, data) in [("train on", trainer.training()), ("measure on", trainer.held_out())] {
+        let (name, examples, positions) = (&data.name, data.examples.len(), data.num_positions());
+        lines.push(format!("{what} {name}: {examples} examples, {positions} positions"));
+        if data.num_too_short > 0 {
+            lines.push(format!("  {} more have answers of fewer than two tokens", data.num_too_short));
+        }
+        if data.num_cut > 0 {
+            lines.push(format!("  {} texts were cut to the longest; --ctx-size allows longer ones", data.num_cut));
+        }
+    }
+    let streams = &trainer.adapter().streams;
+    lines.push(format!(
+        "{} streams in the top {} layers, {} trained parameters, {} steps",
+        streams.num_streams,
+        streams.num_msa_layers,
+        trainer.num_parameters(),
+        trainer.num_steps()
+    ));
+    lines
+}
+
+fn dry_run(trainer: &mut Trainer) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let report = trainer.measure_step()?;
+    let seconds = started.elapsed().as_secs_f64() * trainer.num_steps() as f64;
+    let memory =
+        peak_memory().map_or("unknown".to_owned(), |bytes| format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64));
+    console::print(&format!(
+        "one step: {} positions, {:.0} positions/s, loss {:.3}\nestimated time without measurements: {}\npeak memory: \
+         {memory}\n",
+        report.num_positions,
+        report.positions_per_second,
+        report.loss,
+        duration(seconds)
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The greatest memory that this process has used, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kibibytes| kibibytes << 10)
+}
+
+/// Shows steps: a bar on a terminal, a line every few seconds elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    const LINE_INTERVAL: Duration = Duration::from_secs(20);
+
+    fn new(num_steps: usize) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos} of {len} {msg}").expect("the template is valid");
+            ProgressBar::new(num_steps as u64).with_style(style)
+        });
+        Self { bar, shown: None }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| console::note(line)),
+            None => console::note(line),
+        }
+    }
+
+    fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn step(&mut self, report: &StepReport) {
+        let text = format!(
+            "loss {:.3}  accuracy {}  tau {:.2}  {:.0} positions/s  {} left  lr {:.1e}",
+            report.loss,
+            accuracies(&report.accuracy),
+            report.tau,
+            report.positions_per_second,
+            duration(report.seconds_left),
+            report.lr
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_position(report.step as u64);
+            bar.set_message(text);
+        } else if self.shown.is_none_or(|shown| shown.elapsed() >= Self::LINE_INTERVAL) {
+            console::note(&format!("step {} of {}  {text}", report.step, report.num_steps));
+            self.shown = Some(Instant::now());
+        }
+    }
+
+    fn evaluated(&mut self, step: usize, evaluation: &Evaluation) {
+        self.say(&format!("held out, step {step}: {}", describe(evaluation)));
+    }
+
+    fn saved(&mut self, step: usize) {
+        self.say(&format!("checkpoint of step {step}"));
+    }
+
+    fn is_stop_asked(&self) -> bool {
+        interrupt::is_asked()
+    }
+}
+
+fn describe(evaluation: &Evaluation) -> String {
+    format!(
+        "loss {:.3}, accuracy {}, tau {:.2}, chain {:.2} tokens per pass",
+        evaluation.loss,
+        accuracies(&evaluation.accuracy),
+        evaluation.tau,
+        evaluation.chain
+    )
+}
+
+fn accuracies(accuracy: &[f64]) -> String {
+    accuracy.iter().map(|accuracy| format!("{accuracy:.3}")).collect::<Vec<_>>().join(" ")
+}
+
+fn duration(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    if minutes < 60 { format!("{minutes} min") } else { format!("{} h {:02} min", minutes / 60, minutes % 60) }
+}
+
+/// What the adapter's card says about the run.
+fn origin() -> Origin {
+    let days = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86400);
+    Origin {
+        command: std::env::args_os().map(|argument| without_directories(&argument)).collect::<Vec<_>>().join(" "),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: option_env!("FORESTREAM_COMMIT").map(str::to_owned),
+        date: date(days as i64),
+    }
+}
+
+/// An argument as a card may show it: directories of this machine are nobody's business.
+fn without_directories(argument: &OsStr) -> String {
+    let name = Path::new(argument).file_name().unwrap_or(argument);
+    name.to_string_lossy().into_owned()
+}
+
+/// The date of a day since 1970 (Howard Hinnant's `civil_from_days`).
+fn date(days: i64) -> String {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_become_dates() {
+        for (days, expected) in [(0, "1970-01-01"), (11_016, "2000-02-29"), (20_780, "2026-11-23")] {
+            assert_eq!(date(days), expected);
+        }
+    }
+
+    #[test]
+    fn cards_show_no_directories() {
+        for (argument, shown) in [("/home/me/data.jsonl", "data.jsonl"), ("--lr", "--lr"), ("0.5", "0.5")] {
+            assert_eq!(without_directories(OsStr::new(argument)), shown);
+        }
+    }
+}

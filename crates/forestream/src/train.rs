@@ -1,0 +1,104 @@
+//! Training of adapters from a model's path: joins the model's files, its tokenizer and the trainer.
+
+use std::path::{Path, PathBuf};
+
+use forestream_model::streams::{
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, StreamConfig, TrainingMode,
+};
+use forestream_model::{Checkpoint, LoadOptions};
+use forestream_text::TextError;
+use forestream_train::{DataReader, TrainJob};
+
+use crate::vocabulary::tokenizer_of;
+use crate::{EngineOptions, Error};
+
+pub use forestream_model::streams::{Projection, TrainingMode as Mode};
+pub use forestream_train::{
+    CHECKPOINT, Evaluation, LOG, Objective, Observer, Origin, Outcome, Preset, Start, StepReport, TrainError,
+    TrainSettings, Trainer,
+};
+
+/// The longest text, if nothing else is asked for and the model was trained for more.
+const MAX_LEN: usize = 2048;
+
+/// What to train, on what, and where it goes.
+#[derive(Clone, Debug)]
+pub struct TrainRequest {
+    /// Sizes and switches of the streams.
+    pub streams: StreamConfig,
+    /// Low-rank changes of stream rows.
+    pub lora: Option<LoraConfig>,
+    /// Rows to train on.
+    pub data: PathBuf,
+    /// Rows to measure on; without it, a part of `data`.
+    pub eval_data: Option<PathBuf>,
+    /// That part.
+    pub eval_split: f64,
+    /// How to train.
+    pub settings: TrainSettings,
+    /// Directory of the adapter.
+    pub output: PathBuf,
+    /// An adapter to start from.
+    pub init_from: Option<PathBuf>,
+    /// What the card says about the run.
+    pub origin: Origin,
+}
+
+/// Loads model and data and plans the run.
+///
+/// # Errors
+/// A model that cannot be loaded, rows that cannot be used, or settings that do not fit the model.
+pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Result<Trainer, Error> {
+    let checkpoint = Checkpoint::open(path)?;
+    let trained = checkpoint.config().max_position_embeddings;
+    let max_len = options.ctx_size.unwrap_or(trained.min(MAX_LEN));
+    if max_len > trained {
+        return Err(Error::ContextTooLong { asked: max_len, trained });
+    }
+    let fingerprint = checkpoint.fingerprint();
+    let tokenizer = tokenizer_of(checkpoint.contents())?;
+    let template = match tokenizer.chat_template() {
+        Ok(template) => Some(template),
+        Err(TextError::NoChatTemplate) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let reader = DataReader {
+        tokenizer: &tokenizer,
+        template: template.as_ref(),
+        fingerprint: &fingerprint,
+        vocab_size: checkpoint.config().vocab_size,
+        max_len,
+    };
+    let read = |path: &Path| reader.read(path).map_err(TrainError::from);
+    let mut training = read(&request.data)?;
+    let held_out = match &request.eval_data {
+        Some(path) => read(path)?,
+        None => training.split_off(request.eval_split).map_err(TrainError::from)?,
+    };
+    let architecture = checkpoint.config().architecture.clone();
+    let name = options.name.clone().unwrap_or_else(|| crate::engine::file_name(path));
+    let initial = request.init_from.as_deref();
+    let initial = initial.map(|path| Adapter::open(path, checkpoint.config(), &fingerprint)).transpose()?;
+    let usual = LoadOptions::default();
+    let load_options = LoadOptions {
+        num_threads: options.threads.unwrap_or(usual.num_threads),
+        isa: options.isa.unwrap_or(usual.isa),
+    };
+    let checkpoint = match options.quantize {
+        Some(format) => checkpoint.quantized(format)?,
+        None => checkpoint,
+    };
+    let adapter = AdapterConfig {
+        format_version: ADAPTER_FORMAT_VERSION,
+        base_model: BaseModel { name, fingerprint, architecture },
+        mode: TrainingMode::Lossless,
+        streams: request.streams,
+        lora: request.lora,
+        main_lora: None,
+        calibration: Vec::new(),
+    };
+    let (settings, output, origin) = (request.settings, request.output, request.origin);
+    let job =
+        TrainJob { base: &checkpoint, load_options, adapter, training, held_out, settings, output, initial, origin };
+    Ok(Trainer::new(job)?)
+}
