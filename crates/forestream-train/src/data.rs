@@ -282,7 +282,7 @@ fn token_ids(row: &Map<String, Value>, field: &str) -> Result<Vec<TokenId>, Stri
     ids.iter().map(id).collect::<Option<_>>().ok_or_else(problem)
 }
 
-/// `messages` as OpenAI writes them, or `conversations` as ShareGPT does.
+/// `messages` with `role` and `content`, or `conversations` with `from` and `value`.
 fn messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
     let rows = ["messages", "conversations"].iter().find_map(|field| row.get(*field)?.as_array());
     let rows = rows.ok_or_else(|| {

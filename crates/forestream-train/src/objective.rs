@@ -73,7 +73,9 @@ pub(crate) fn cross_entropy(logits: &mut [f32], targets: &Targets, total_weight:
         score.weight += f64::from(weight);
         let scale = (f64::from(weight) / total_weight) as f32;
         let factor = scale / sum;
-        logits.iter_mut().for_each(|x| *x *= factor);
+        for x in logits.iter_mut() {
+            *x *= factor;
+        }
         logits[target] -= scale;
     }
     score
@@ -87,7 +89,9 @@ pub(crate) fn maximum(values: &[f32]) -> (usize, f32) {
 
 /// Replaces each value by `exp(value - max)`; returns their sum.
 pub(crate) fn exponentials(values: &mut [f32], max: f32) -> f32 {
-    values.iter_mut().for_each(|x| *x = (*x - max).exp());
+    for x in values.iter_mut() {
+        *x = (*x - max).exp();
+    }
     values.iter().map(|&x| f64::from(x)).sum::<f64>() as f32
 }
 

@@ -5,7 +5,7 @@ use forestream_burn::Segment;
 use crate::data::Example;
 use crate::draft_vocabulary::DraftRows;
 
-/// Each further token counts less: it is reached less often. Source: HASS and DFlash weight depths alike.
+/// Each further depth counts less: it is reached less often.
 const DEPTH_DECAY: f32 = 0.9;
 
 /// What one stream row should foresee.

@@ -199,7 +199,7 @@ impl Trainer {
             }
         }
         let best = self.best.clone();
-        Ok(Outcome::Finished(best.expect("the last step is evaluated")))
+        Ok(Outcome::Finished(best.map_or_else(|| self.evaluate(), Ok)?))
     }
 
     fn is_done(&self) -> bool {

@@ -9,7 +9,8 @@ mod support;
 use serde_json::Value;
 use support::{Sandbox, tiny_model};
 
-const COMMANDS: &[&str] = &["generate", "chat", "bench", "compare", "distill", "inspect", "pull", "completions"];
+const COMMANDS: &[&str] =
+    &["generate", "chat", "bench", "compare", "distill", "train", "inspect", "pull", "completions"];
 
 #[test]
 fn help_lists_every_command_and_no_other() {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::bail;
 use forestream::EngineOptions;
 use forestream::pull::ModelName;
 use forestream::train::{self, Evaluation, Observer, Origin, Outcome, Start, StepReport, Trainer};
@@ -15,11 +16,14 @@ use super::{console, interrupt, pull};
 use crate::args::{self, TrainArgs};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    if args.model.adapter.is_some() {
+        bail!("streams are trained for a model without adapter; start from the weights of one with --init-from");
+    }
     interrupt::install()?;
     let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
     let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
     let name = (!is_path).then(|| args.model.model.clone());
-    let options = EngineOptions { name, ..args::engine_options(&args.model) };
+    let options = EngineOptions { name, ..args::engine_options(&args.model, &[]) };
     let mut trainer = train::open(&path, &options, args::train_request(args, origin()))?;
     for line in plan(&trainer) {
         console::note(&line);
@@ -70,7 +74,7 @@ fn dry_run(trainer: &mut Trainer) -> anyhow::Result<ExitCode> {
     let report = trainer.measure_step()?;
     let seconds = started.elapsed().as_secs_f64() * trainer.num_steps() as f64;
     let memory =
-        peak_memory().map_or("unknown".to_owned(), |bytes| format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64));
+        peak_memory().map_or("unknown".to_owned(), |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
     console::print(&format!(
         "one step: {} positions, {:.0} positions/s, loss {:.3}\nestimated time without measurements: {}\npeak memory: \
          {memory}\n",
@@ -216,7 +220,7 @@ mod tests {
 
     #[test]
     fn cards_show_no_directories() {
-        for (argument, shown) in [("/home/me/data.jsonl", "data.jsonl"), ("--lr", "--lr"), ("0.5", "0.5")] {
+        for (argument, shown) in [("../private/data.jsonl", "data.jsonl"), ("--lr", "--lr"), ("0.5", "0.5")] {
             assert_eq!(without_directories(OsStr::new(argument)), shown);
         }
     }

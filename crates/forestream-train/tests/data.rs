@@ -1,0 +1,164 @@
+//! Rows of every form become examples, and rows that cannot be used are named.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::{Path, PathBuf};
+
+use forestream_text::{AddSpecial, ChatTemplate, ParseSpecial, SpecialTokens, Tokenizer};
+use forestream_train::{DataError, DataReader, Dataset};
+
+struct Fixture {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+        let tokenizer = Tokenizer::from_directory(&model).unwrap();
+        let template = tokenizer.chat_template().unwrap();
+        Self { tokenizer, template, directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn reader(&self) -> DataReader<'_> {
+        DataReader {
+            tokenizer: &self.tokenizer,
+            template: Some(&self.template),
+            fingerprint: "0123456789abcdef",
+            vocab_size: 320,
+            max_len: 200,
+        }
+    }
+
+    fn file(&self, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.directory.path().join("rows.jsonl");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn read(&self, text: &str) -> Result<Dataset, DataError> {
+        self.reader().read(&self.file(text))
+    }
+
+    fn text(&self, ids: &[u32]) -> String {
+        self.tokenizer.decode(ids, SpecialTokens::Keep).unwrap()
+    }
+}
+
+const ASKED: &str = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+
+#[test]
+fn every_form_of_a_row_gives_the_same_example() {
+    let fixture = Fixture::new();
+    let rows = [
+        r#"{"prompt": "Hi", "completion": "Hello there"}"#,
+        r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]}"#,
+        r#"{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello there"}], "id": 3}"#,
+    ];
+    for row in rows {
+        let dataset = fixture.read(row).unwrap();
+        let [example] = dataset.examples.as_slice() else { panic!("{row}") };
+        assert_eq!(fixture.text(&example.prompt), ASKED, "{row}");
+        assert_eq!(fixture.text(&example.completion), "Hello there<|im_end|>", "{row}");
+        assert_eq!(dataset.num_positions(), example.completion.len() - 1);
+    }
+}
+
+#[test]
+fn token_ids_are_taken_as_they_are_and_the_header_is_checked() {
+    let fixture = Fixture::new();
+    let row = r#"{"index": 0, "prompt": "x", "completion": "y", "prompt_token_ids": [5, 6], "completion_token_ids": [7, 8, 2]}"#;
+    let header = r#"{"forestream_distill": 1, "model": "tiny", "fingerprint": "0123456789abcdef"}"#;
+    let dataset = fixture.read(&format!("{header}\n{row}\n\n")).unwrap();
+    assert_eq!(dataset.examples[0].text(), [5, 6, 7, 8, 2]);
+    assert_eq!(dataset.sha256.len(), 64);
+
+    let other = header.replace("0123456789abcdef", "fedcba9876543210ff");
+    let error = fixture.read(&format!("{other}\n{row}\n")).unwrap_err().to_string();
+    for part in ["rows.jsonl, line 1", "`tiny`", "fedcba987654", "0123456789ab", "forestream distill"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn every_answer_of_a_conversation_is_an_example() {
+    let fixture = Fixture::new();
+    let row = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So long"}]}"#;
+    let examples = fixture.read(&row.replace('\n', " ")).unwrap().examples;
+    assert_eq!(examples.len(), 2);
+    let second = fixture.text(&examples[1].prompt);
+    assert!(second.starts_with(ASKED) && second.contains("Yes?<|im_end|>") && second.contains("Bye"), "{second}");
+}
+
+#[test]
+fn texts_are_joined_as_they_are_without_a_template() {
+    let fixture = Fixture::new();
+    let path = fixture.file(r#"{"prompt": "Hi", "completion": " there"}"#);
+    let dataset = DataReader { template: None, ..fixture.reader() }.read(&path).unwrap();
+    let encode = |text| fixture.tokenizer.encode(text, AddSpecial::AsConfigured, ParseSpecial::No).unwrap();
+    assert_eq!(dataset.examples[0].prompt, encode("Hi"));
+    assert_eq!(fixture.text(&dataset.examples[0].completion), " there<|im_end|>");
+}
+
+#[test]
+fn long_and_short_answers_are_counted() {
+    let fixture = Fixture::new();
+    let long = "word ".repeat(300);
+    let rows = format!(
+        "{{\"prompt\": \"Hi\", \"completion\": \"{long}\"}}\n{{\"prompt_token_ids\": [5], \"completion_token_ids\": [2]}}"
+    );
+    let dataset = fixture.read(&rows).unwrap();
+    assert_eq!((dataset.num_cut, dataset.num_too_short), (1, 1));
+    assert_eq!(dataset.examples[0].text().len(), 200);
+}
+
+#[test]
+fn the_last_rows_are_held_out() {
+    let fixture = Fixture::new();
+    let rows: String = (0..10).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"abc\"}}\n")).collect();
+    for (fraction, expected) in [(0.02, 1), (0.3, 3), (1.0, 9)] {
+        let mut dataset = fixture.read(&rows).unwrap();
+        let all = dataset.examples.clone();
+        let held_out = dataset.split_off(fraction).unwrap();
+        assert_eq!(held_out.examples.len(), expected);
+        assert_eq!([dataset.examples, held_out.examples].concat(), all);
+    }
+    let error = fixture.read(rows.lines().next().unwrap()).unwrap().split_off(0.1).unwrap_err();
+    assert!(error.to_string().contains("--eval-data"), "{error}");
+}
+
+#[test]
+fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
+    let fixture = Fixture::new();
+    let good = "{\"prompt\": \"Hi\", \"completion\": \"there\"}\n";
+    let long = format!("{{\"prompt\": \"{}\", \"completion\": \"x\"}}", "word ".repeat(300));
+    let cases = [
+        ("not json", "not a JSON object"),
+        ("[1, 2]", "not a JSON object"),
+        (r#"{"prompt": "Hi""#, "not a JSON object"),
+        (r#"{"prompt": "Hi"}"#, "`completion` is missing"),
+        (r#"{"prompt": 3, "completion": "x"}"#, "`prompt` is missing or not text"),
+        (r#"{"text": "Hi", "label": 1}"#, "but text, label; rename"),
+        (r#"{"messages": [{"role": "user", "content": "Hi"}]}"#, "add the answer"),
+        (r#"{"messages": [{"content": "Hi"}]}"#, "message 1: it has no `role`"),
+        (r#"{"messages": [{"role": "user"}]}"#, "message 1: it has no text in `content`"),
+        (r#"{"prompt_token_ids": [1], "completion_token_ids": [-2]}"#, "not a list of token ids"),
+        (
+            r#"{"prompt_token_ids": [1], "completion_token_ids": [2, 320]}"#,
+            "token 320 is not in the model's vocabulary",
+        ),
+        (r#"{"prompt_token_ids": [], "completion_token_ids": [2, 3]}"#, "the prompt has no tokens"),
+        (long.as_str(), "raise --ctx-size"),
+    ];
+    for (row, expected) in cases {
+        let error = fixture.read(&format!("{good}\n{row}\n{good}")).unwrap_err().to_string();
+        assert!(error.contains("rows.jsonl, line 3") && error.contains(expected), "{row}: {error}");
+    }
+    let path = fixture.file([good.as_bytes(), b"\xff\xfe\n"].concat());
+    let error = fixture.reader().read(&path).unwrap_err().to_string();
+    assert!(error.contains("line 2") && error.contains("UTF-8"), "{error}");
+    assert!(matches!(fixture.read("\n"), Err(DataError::Empty { .. })));
+    assert!(matches!(fixture.reader().read(Path::new("/no/such.jsonl")), Err(DataError::Read { .. })));
+}

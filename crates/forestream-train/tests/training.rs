@@ -1,0 +1,277 @@
+//! Runs on a tiny random model: they learn, they resume bit for bit, and they refuse what they cannot do.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::{Path, PathBuf};
+
+use forestream_model::streams::{ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, TrainingMode};
+use forestream_model::{Checkpoint, LoadOptions};
+use forestream_train::{
+    CHECKPOINT, Dataset, Evaluation, Example, LOG, Observer, Origin, Outcome, Preset, Start, StepReport, TrainError,
+    TrainJob, TrainSettings, Trainer,
+};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Keeps the reports, and asks to stop after a step.
+#[derive(Default)]
+struct Watcher {
+    reports: Vec<StepReport>,
+    evaluations: Vec<(usize, Evaluation)>,
+    saved: Vec<usize>,
+    stop_after: Option<usize>,
+}
+
+impl Observer for Watcher {
+    fn step(&mut self, report: &StepReport) {
+        self.reports.push(report.clone());
+    }
+
+    fn evaluated(&mut self, step: usize, evaluation: &Evaluation) {
+        self.evaluations.push((step, evaluation.clone()));
+    }
+
+    fn saved(&mut self, step: usize) {
+        self.saved.push(step);
+    }
+
+    fn is_stop_asked(&self) -> bool {
+        self.reports.last().is_some_and(|report| Some(report.step) == self.stop_after)
+    }
+}
+
+fn base() -> Checkpoint {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+    Checkpoint::open(&path).unwrap()
+}
+
+/// Texts that count upwards from different numbers: easily foreseen.
+fn counting(name: &str, count: u32) -> Dataset {
+    let text = |index: u32| (0..14).map(move |i| 10 + (7 * index + i) % 60);
+    let examples = (0..count).map(|index| Example { prompt: vec![1, 5], completion: text(index).collect() });
+    Dataset {
+        name: name.to_owned(),
+        sha256: format!("{count:064x}"),
+        examples: examples.collect(),
+        num_too_short: 0,
+        num_cut: 0,
+    }
+}
+
+fn job<'a>(base: &'a Checkpoint, output: &Path, settings: TrainSettings) -> TrainJob<'a> {
+    let Preset { mut streams, mut lora, .. } = Preset::fast();
+    streams.num_streams = 2;
+    streams.num_msa_layers = 1;
+    streams.sampler_size = Some(16);
+    streams.draft_vocab_size = Some(80);
+    lora.rank = 4;
+    let base_model = BaseModel {
+        name: "tiny-llama".to_owned(),
+        fingerprint: base.fingerprint(),
+        architecture: base.config().architecture.clone(),
+    };
+    TrainJob {
+        base,
+        load_options: LoadOptions::default(),
+        adapter: AdapterConfig {
+            format_version: ADAPTER_FORMAT_VERSION,
+            base_model,
+            mode: TrainingMode::Lossless,
+            streams,
+            lora: Some(lora),
+            main_lora: None,
+            calibration: Vec::new(),
+        },
+        training: counting("train.jsonl", 40),
+        held_out: counting("dev.jsonl", 6),
+        settings,
+        output: output.to_owned(),
+        initial: None,
+        origin: Origin { command: "forestream train".to_owned(), ..Origin::default() },
+    }
+}
+
+fn settings(steps: usize) -> TrainSettings {
+    TrainSettings {
+        lr: 1e-2,
+        batch_tokens: 60,
+        steps: Some(steps),
+        save_steps: 4,
+        eval_steps: 3,
+        ..TrainSettings::default()
+    }
+}
+
+/// All tensors of a checkpoint: weights and moments.
+fn tensors(output: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = std::fs::read(output.join(CHECKPOINT)).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> = file.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec())).collect();
+    tensors.sort();
+    tensors
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn streams_learn_and_the_adapter_is_exported() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let output = directory.path().join("adapter");
+    let mut watcher = Watcher::default();
+    let mut trainer = Trainer::new(job(&base, &output, settings(30))).unwrap();
+    let Outcome::Finished(best) = trainer.run(Start::Fresh, &mut watcher).unwrap() else { panic!("not finished") };
+
+    let losses: Vec<f64> = watcher.reports.iter().map(|report| report.loss).collect();
+    assert!(losses[29] < 0.5 * losses[0], "{losses:?}");
+    assert!(best.tau > 1.5 && best.chain > 1.5, "{best:?}");
+    assert_eq!(watcher.evaluations.len(), 10);
+    assert_eq!(watcher.saved, [4, 8, 12, 16, 20, 24, 28, 30]);
+    assert_eq!(
+        names(&output),
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", CHECKPOINT, "provenance.json", LOG]
+    );
+    let adapter = Adapter::open(&output, base.config(), &base.fingerprint()).unwrap();
+    assert_eq!(adapter.config.calibration, best.calibration);
+    assert_eq!(adapter.draft_vocabulary.len(), 80);
+    let log = std::fs::read_to_string(output.join(LOG)).unwrap();
+    assert_eq!(log.lines().count(), 30 + 10);
+    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+    assert!(card.contains("tiny-llama") && card.contains(&format!("{:.2} tokens per pass", best.chain)), "{card}");
+    let provenance: Value = serde_json::from_slice(&std::fs::read(output.join("provenance.json")).unwrap()).unwrap();
+    assert_eq!(provenance["data"]["file"], "train.jsonl");
+    assert_eq!(provenance["evaluation"]["tau"], best.tau);
+}
+
+#[test]
+fn a_resumed_run_equals_one_that_was_never_interrupted() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let whole = directory.path().join("whole");
+    Trainer::new(job(&base, &whole, settings(10))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
+    for stop_after in [1, 3, 7] {
+        let output = directory.path().join(format!("stopped-{stop_after}"));
+        let mut watcher = Watcher { stop_after: Some(stop_after), ..Watcher::default() };
+        let outcome = Trainer::new(job(&base, &output, settings(10))).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+        assert_eq!(outcome, Outcome::Stopped(stop_after));
+        let mut watcher = Watcher::default();
+        Trainer::new(job(&base, &output, settings(10))).unwrap().run(Start::Resume, &mut watcher).unwrap();
+        assert_eq!(watcher.reports[0].step, stop_after + 1);
+        assert!(tensors(&output) == tensors(&whole), "weights and moments differ after a stop at {stop_after}");
+        let weights = |output: &PathBuf| std::fs::read(output.join("adapter_model.safetensors")).unwrap();
+        assert!(weights(&output) == weights(&whole), "adapters differ after a stop at {stop_after}");
+        let lines = |output: &PathBuf| std::fs::read_to_string(output.join(LOG)).unwrap().lines().count();
+        assert_eq!(lines(&output), lines(&whole));
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_resumes_from_its_last_checkpoint() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let [whole, killed] = ["whole", "killed"].map(|name| directory.path().join(name));
+    Trainer::new(job(&base, &whole, settings(8))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
+    // Stopping writes a checkpoint of step 6; a killed run has that of step 4 and a longer log.
+    let mut watcher = Watcher { stop_after: Some(4), ..Watcher::default() };
+    Trainer::new(job(&base, &killed, settings(8))).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+    let checkpoint = std::fs::read(killed.join(CHECKPOINT)).unwrap();
+    let mut watcher = Watcher { stop_after: Some(6), ..Watcher::default() };
+    Trainer::new(job(&base, &killed, settings(8))).unwrap().run(Start::Resume, &mut watcher).unwrap();
+    std::fs::write(killed.join(CHECKPOINT), checkpoint).unwrap();
+    std::fs::write(killed.join("checkpoint.partial"), b"half").unwrap();
+    Trainer::new(job(&base, &killed, settings(8))).unwrap().run(Start::Resume, &mut Watcher::default()).unwrap();
+    assert!(tensors(&killed) == tensors(&whole));
+    assert_eq!(names(&killed), names(&whole));
+}
+
+#[test]
+fn resuming_another_run_is_refused_with_the_difference() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let output = directory.path();
+    let mut watcher = Watcher { stop_after: Some(1), ..Watcher::default() };
+    Trainer::new(job(&base, output, settings(5))).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+    let said = |job: TrainJob<'_>, start| {
+        Trainer::new(job).unwrap().run(start, &mut Watcher::default()).unwrap_err().to_string()
+    };
+    let changed = |change: &dyn Fn(&mut TrainJob<'_>)| {
+        let mut job = job(&base, output, settings(5));
+        change(&mut job);
+        said(job, Start::Resume)
+    };
+    let cases: &[(&str, &dyn Fn(&mut TrainJob<'_>))] = &[
+        ("lr = 0.01, but now it is 0.02", &|job| job.settings.lr = 0.02),
+        ("steps = 5, but now it is 6", &|job| job.settings.steps = Some(6)),
+        ("streams.num_streams = 2, but now it is 3", &|job| job.adapter.streams.num_streams = 3),
+        ("base_model.fingerprint", &|job| job.adapter.base_model.fingerprint = "other".to_owned()),
+        ("data.sha256", &|job| job.training.sha256 = "other".to_owned()),
+        ("eval_data.sha256", &|job| job.held_out.sha256 = "other".to_owned()),
+    ];
+    for (expected, change) in cases {
+        let error = changed(*change);
+        assert!(error.contains(expected) && error.contains("--resume"), "{expected}: {error}");
+    }
+    let error = said(job(&base, output, settings(5)), Start::Fresh);
+    assert!(error.contains("--resume") && error.contains(CHECKPOINT), "{error}");
+    let error = said(job(&base, &output.join("empty"), settings(5)), Start::Resume);
+    assert!(error.contains("no checkpoint"), "{error}");
+}
+
+#[test]
+fn weights_of_another_adapter_are_a_start() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let [first, second] = ["first", "second"].map(|name| directory.path().join(name));
+    Trainer::new(job(&base, &first, settings(12))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
+    let open = || Some(Adapter::open(&first, base.config(), &base.fingerprint()).unwrap());
+    let start = TrainJob { initial: open(), ..job(&base, &second, settings(1)) };
+    let report = Trainer::new(start).unwrap().measure_step().unwrap();
+    let fresh = Trainer::new(job(&base, &second, settings(1))).unwrap().measure_step().unwrap();
+    assert!(report.loss < 0.7 * fresh.loss, "{} {}", report.loss, fresh.loss);
+    assert!(!second.exists(), "measuring writes nothing");
+
+    let mut other = TrainJob { initial: open(), ..job(&base, &second, settings(1)) };
+    other.adapter.streams.sampler_size = Some(8);
+    let Err(error) = Trainer::new(other) else { panic!("another size was accepted") };
+    assert!(error.to_string().contains("sampler.down_proj.weight"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_trained_or_written_is_an_error() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let refused: &[(&str, &dyn Fn(&mut TrainJob<'_>))] = &[
+        ("--lr", &|job| job.settings.lr = 0.0),
+        ("--lr", &|job| job.settings.lr = f64::NAN),
+        ("--save-steps", &|job| job.settings.save_steps = 0),
+        ("num_msa_layers", &|job| job.adapter.streams.num_msa_layers = 3),
+        ("draft_vocab_size", &|job| job.adapter.streams.draft_vocab_size = Some(321)),
+    ];
+    for (expected, change) in refused {
+        let mut job = job(&base, directory.path(), settings(2));
+        change(&mut job);
+        let Err(error) = Trainer::new(job) else { panic!("{expected} was accepted") };
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+    }
+    let file = directory.path().join("file");
+    std::fs::write(&file, b"in the way").unwrap();
+    let error =
+        Trainer::new(job(&base, &file, settings(2))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap_err();
+    assert!(matches!(&error, TrainError::Write { path, .. } if *path == file), "{error}");
+
+    let exploding = TrainSettings { lr: 1e30, ..settings(9) };
+    let output = directory.path().join("exploding");
+    let error =
+        Trainer::new(job(&base, &output, exploding)).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap_err();
+    assert!(error.to_string().contains("lower --lr"), "{error}");
+}
+
+#[test]
+fn a_limit_of_time_ends_a_run() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let limited = TrainSettings { max_minutes: Some(1e-6), ..settings(1000) };
+    let mut watcher = Watcher::default();
+    let outcome = Trainer::new(job(&base, directory.path(), limited)).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+    assert!(matches!(outcome, Outcome::Finished(_)));
+    assert_eq!(watcher.reports.len(), 1);
+    assert_eq!(watcher.saved, [1]);
+}
