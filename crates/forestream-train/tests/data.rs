@@ -117,7 +117,8 @@ fn long_and_short_answers_are_counted() {
 #[test]
 fn the_last_rows_are_held_out() {
     let fixture = Fixture::new();
-    let rows: String = (0..10).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"abc\"}}\n")).collect();
+    let rows = (0..10).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"abc\"}}"));
+    let rows = rows.collect::<Vec<_>>().join("\n");
     for (fraction, expected) in [(0.02, 1), (0.3, 3), (1.0, 9)] {
         let mut dataset = fixture.read(&rows).unwrap();
         let all = dataset.examples.clone();

@@ -102,6 +102,9 @@ fn settings(steps: usize) -> TrainSettings {
     }
 }
 
+/// Changes one thing of a job.
+type Change<'a> = &'a dyn Fn(&mut TrainJob<'_>);
+
 /// All tensors of a checkpoint: weights and moments.
 fn tensors(output: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = std::fs::read(output.join(CHECKPOINT)).unwrap();
@@ -195,12 +198,12 @@ fn resuming_another_run_is_refused_with_the_difference() {
     let said = |job: TrainJob<'_>, start| {
         Trainer::new(job).unwrap().run(start, &mut Watcher::default()).unwrap_err().to_string()
     };
-    let changed = |change: &dyn Fn(&mut TrainJob<'_>)| {
+    let changed = |change: Change| {
         let mut job = job(&base, output, settings(5));
         change(&mut job);
         said(job, Start::Resume)
     };
-    let cases: &[(&str, &dyn Fn(&mut TrainJob<'_>))] = &[
+    let cases: &[(&str, Change)] = &[
         ("lr = 0.01, but now it is 0.02", &|job| job.settings.lr = 0.02),
         ("steps = 5, but now it is 6", &|job| job.settings.steps = Some(6)),
         ("streams.num_streams = 2, but now it is 3", &|job| job.adapter.streams.num_streams = 3),
@@ -239,7 +242,7 @@ fn weights_of_another_adapter_are_a_start() {
 #[test]
 fn what_cannot_be_trained_or_written_is_an_error() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
-    let refused: &[(&str, &dyn Fn(&mut TrainJob<'_>))] = &[
+    let refused: &[(&str, Change)] = &[
         ("--lr", &|job| job.settings.lr = 0.0),
         ("--lr", &|job| job.settings.lr = f64::NAN),
         ("--save-steps", &|job| job.settings.save_steps = 0),
