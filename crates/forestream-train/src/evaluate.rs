@@ -8,7 +8,7 @@ use crate::TrainError;
 use crate::calibration::{self, Proposal};
 use crate::data::Example;
 use crate::draft_vocabulary::DraftRows;
-use crate::features::FeatureExtractor;
+use crate::features::{FeatureExtractor, Stretch};
 use crate::objective::{Score, exponentials, maximum, tau};
 use crate::targets::{Target, Targets};
 
@@ -68,7 +68,7 @@ pub(crate) fn evaluate(
     };
     for example in examples {
         let mut accepted = Vec::new();
-        for segment in streams.features.segments(example)? {
+        for Stretch { segment, .. } in streams.features.stretches(example)? {
             let targets = Targets::of(&segment, example, streams.num_streams, streams.vocabulary);
             let logits = logits(streams.base, weights, segment)?;
             sums.add(logits, &targets, &mut accepted);
@@ -157,7 +157,7 @@ mod tests {
         // Most probable tokens: 1 2 | 0 2 | 1 0; targets: 1 2 | 1 2 | 1 -.
         let logits = vec![0., 9., 1., 0., 1., 9., 9., 0., 1., 0., 1., 9., 0., 9., 1., 9., 0., 1.];
         let rows = vec![Target::Row(1), Target::Row(2), Target::Row(1), Target::Row(2), Target::Row(1), Target::None];
-        sums.add(logits, &Targets { num_streams: 2, rows }, &mut accepted);
+        sums.add(logits, &Targets { num_streams: 2, rows, teacher: None }, &mut accepted);
         assert_eq!(accepted, [2, 0, 1]);
         assert_eq!(sums.score.accuracy(), [2.0 / 3.0, 1.0]);
         assert_eq!(sums.proposals[1].len(), 2 * 3, "three tokens give three proposals of a row");

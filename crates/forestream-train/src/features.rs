@@ -12,6 +12,8 @@ use forestream_model::{
 };
 
 use crate::data::Example;
+use crate::objective::softmax;
+use crate::targets::Teacher;
 
 /// Tokens of a pass.
 const PASS_LEN: usize = 256;
@@ -23,12 +25,22 @@ pub(crate) struct FeatureExtractor {
     model: CpuModel,
     first_msa_layer: usize,
     num_streams: usize,
+    /// The tokens whose probabilities streams learn from; none where they learn from the text.
+    taught: Option<Vec<TokenId>>,
+}
+
+/// Consecutive positions of an example.
+pub(crate) struct Stretch {
+    pub(crate) segment: Segment,
+    pub(crate) teacher: Option<Teacher>,
 }
 
 /// What a text leaves in the frozen model.
 struct Trace {
     /// States where the streams begin, from some position on.
     boundary: Vec<f32>,
+    /// The model's distributions over the taught tokens, of the same positions and one more.
+    probabilities: Vec<f32>,
     /// Keys and values of all positions.
     cache: KvCache,
 }
@@ -46,7 +58,12 @@ impl FeatureExtractor {
     ) -> Result<Self, ModelError> {
         let mut model = CpuModel::load(checkpoint, options)?;
         model.keep_boundary(first_msa_layer);
-        Ok(Self { model, first_msa_layer, num_streams })
+        Ok(Self { model, first_msa_layer, num_streams, taught: None })
+    }
+
+    /// Adds the model's own distributions over `tokens` to what is extracted.
+    pub(crate) fn teach(&mut self, tokens: Vec<TokenId>) {
+        self.taught = Some(tokens);
     }
 
     /// The sizes of the model.
@@ -54,23 +71,30 @@ impl FeatureExtractor {
         self.model.config()
     }
 
-    /// The positions of an example that have targets, in segments of consecutive ones.
+    /// The positions of an example that have targets, in stretches of consecutive ones.
     ///
     /// # Errors
     /// If a pass fails.
-    pub(crate) fn segments(&self, example: &Example) -> Result<Vec<Segment>, ModelError> {
+    pub(crate) fn stretches(&self, example: &Example) -> Result<Vec<Stretch>, ModelError> {
         let text = example.text();
         let first = example.prompt.len() - 1;
         let end = first + example.num_positions();
-        let trace = self.run(&text[..end], first)?;
+        let trace = self.run(&text[..end + usize::from(self.taught.is_some())], first)?;
         let starts = (first..end).step_by(SEGMENT_LEN);
-        Ok(starts.map(|start| self.segment(&text, &trace, first, start..(start + SEGMENT_LEN).min(end))).collect())
+        let stretch = |start: usize| {
+            let positions = start..(start + SEGMENT_LEN).min(end);
+            Stretch {
+                teacher: self.teacher(&trace, first, &positions),
+                segment: self.segment(&text, &trace, first, positions),
+            }
+        };
+        Ok(starts.map(stretch).collect())
     }
 
     /// Runs `text` and keeps the boundary states from position `first` on.
     fn run(&self, text: &[TokenId], first: usize) -> Result<Trace, ModelError> {
         let mut cache = self.model.new_cache(text.len());
-        let (mut hidden, mut boundary) = (Hidden::new(), Vec::new());
+        let (mut hidden, mut boundary, mut probabilities) = (Hidden::new(), Vec::new(), Vec::new());
         let (before, kept) = text.split_at(first);
         let passes = before.chunks(PASS_LEN).map(|tokens| (tokens, Outputs::None));
         for (tokens, outputs) in passes.chain(kept.chunks(PASS_LEN).map(|tokens| (tokens, Outputs::All))) {
@@ -81,8 +105,30 @@ impl FeatureExtractor {
             for row in 0..hidden.num_rows() {
                 boundary.extend_from_slice(hidden.boundary(row).expect("the model keeps the boundary"));
             }
+            if let Some(tokens) = &self.taught {
+                self.add_probabilities(&hidden, tokens, &mut probabilities);
+            }
         }
-        Ok(Trace { boundary, cache })
+        Ok(Trace { boundary, probabilities, cache })
+    }
+
+    /// Adds the softmax over `tokens` of each row.
+    fn add_probabilities(&self, hidden: &Hidden, tokens: &[TokenId], probabilities: &mut Vec<f32>) {
+        let mut logits = Vec::new();
+        self.model.logits(hidden, 0..hidden.num_rows(), &mut logits);
+        for logits in logits.chunks_exact(self.config().vocab_size) {
+            let start = probabilities.len();
+            probabilities.extend(tokens.iter().map(|&token| logits[token as usize]));
+            softmax(&mut probabilities[start..]);
+        }
+    }
+
+    /// The distributions of the positions after the first one, as far as streams foresee.
+    fn teacher(&self, trace: &Trace, first: usize, positions: &Range<usize>) -> Option<Teacher> {
+        let width = self.taught.as_ref()?.len();
+        let last = trace.probabilities.len() / width;
+        let rows = positions.start + 1 - first..(positions.end + self.num_streams - first).min(last);
+        Some(Teacher { probabilities: trace.probabilities[rows.start * width..rows.end * width].to_vec(), width })
     }
 
     fn segment(&self, text: &[TokenId], trace: &Trace, first: usize, positions: Range<usize>) -> Segment {

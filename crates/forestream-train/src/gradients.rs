@@ -1,11 +1,12 @@
 //! One pass forward and backward: segments in, scores and gradients out.
 
-use forestream_burn::tensor::{Device, Tensor, TensorData};
+use forestream_burn::tensor::{Tensor, TensorData};
 use forestream_burn::{Segment, StreamBase, StreamWeights, stream_logits};
 
 use crate::TrainError;
 use crate::adamw::Named;
-use crate::objective::{Score, cross_entropy};
+use crate::objective::{Score, score_rows};
+use crate::settings::Objective;
 use crate::targets::Targets;
 
 /// Logits that are held at once; larger steps are computed in parts whose gradients add up.
@@ -23,18 +24,16 @@ impl Batch {
     }
 
     /// Takes the leading segments that together have at most `max_rows` rows, and at least one.
-    fn take_part(&mut self, max_rows: usize) -> (Vec<Segment>, Targets) {
-        let num_streams = self.targets[0].num_streams;
-        let (mut count, mut rows) = (0, Vec::new());
+    fn take_part(&mut self, max_rows: usize) -> Self {
+        let (mut count, mut rows) = (0, 0);
         for targets in &self.targets {
-            if count > 0 && rows.len() + targets.rows.len() > max_rows {
+            rows += targets.rows.len();
+            if count > 0 && rows > max_rows {
                 break;
             }
-            rows.extend_from_slice(&targets.rows);
             count += 1;
         }
-        self.targets.drain(..count);
-        (self.segments.drain(..count).collect(), Targets { num_streams, rows })
+        Self { segments: self.segments.drain(..count).collect(), targets: self.targets.drain(..count).collect() }
     }
 }
 
@@ -46,20 +45,26 @@ pub(crate) fn gradients(
     base: &StreamBase,
     weights: &StreamWeights,
     mut batch: Batch,
-    device: &Device,
+    objective: Objective,
 ) -> Result<(Score, Named), TrainError> {
     let num_streams = base.adapter().streams.num_streams;
     let total_weight = batch.targets.iter().map(Targets::total_weight).sum::<f64>().max(f64::MIN_POSITIVE);
     let mut score = Score::new(num_streams);
     let mut sums = Named::new();
     while !batch.segments.is_empty() {
-        let (segments, targets) = batch.take_part(MAX_LOGITS / base.draft_vocab_size());
+        let Batch { segments, targets } = batch.take_part(MAX_LOGITS / base.draft_vocab_size());
         let logits = stream_logits(base, weights, &segments)?;
-        let shape = logits.dims();
+        let [rows, width] = logits.dims();
         let mut values = logits.clone().try_into_vec_as::<f32>().expect("elements of the asked-for type");
-        score.add(&cross_entropy(&mut values, &targets, total_weight));
+        let mut rest = values.as_mut_slice();
+        for targets in &targets {
+            let (own, others) = rest.split_at_mut(targets.rows.len() * width);
+            score.add(&score_rows(own, targets, objective, total_weight));
+            rest = others;
+        }
         // The product with a constant has that constant as its gradient.
-        let gradient = Tensor::<2>::from_data(TensorData::new(values, shape), device);
+        let device = logits.device().without_autodiff();
+        let gradient = Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &device);
         add_gradients(&(logits * gradient).sum(), weights, &mut sums);
     }
     Ok((score, sums))

@@ -3,6 +3,7 @@
 //! The gradient is computed here and handed to the differentiable model, which saves the graph of a softmax over
 //! thousands of rows and leaves one place where an objective is defined.
 
+use crate::settings::Objective;
 use crate::targets::{Target, Targets};
 
 /// What a set of stream rows gave.
@@ -51,34 +52,82 @@ pub(crate) fn tau(accuracy: &[f64]) -> f64 {
     1.0 + reached.sum::<f64>()
 }
 
-/// Cross entropy: scores the rows of `logits` `[rows, vocabulary]` and replaces them by the gradient of the loss, which
-/// is the weighted sum over rows divided by `total_weight`.
-pub(crate) fn cross_entropy(logits: &mut [f32], targets: &Targets, total_weight: f64) -> Score {
+/// Scores the rows of `logits` `[rows, vocabulary]` and replaces them by the gradient of the loss, which is the weighted
+/// sum over rows divided by `total_weight`.
+///
+/// # Panics
+/// If the objective needs a teacher and the targets have none.
+pub(crate) fn score_rows(logits: &mut [f32], targets: &Targets, objective: Objective, total_weight: f64) -> Score {
     let mut score = Score::new(targets.num_streams);
     let width = logits.len() / targets.rows.len();
     for (row, logits) in logits.chunks_exact_mut(width).enumerate() {
-        let depth = row % targets.num_streams;
+        let (depth, target) = (row % targets.num_streams, targets.rows[row]);
         let weight = targets.weight(row);
-        score.rows[depth] += u64::from(targets.rows[row] != Target::None);
-        let Target::Row(target) = targets.rows[row] else {
+        score.rows[depth] += u64::from(target != Target::None);
+        if weight == 0.0 {
             logits.fill(0.0);
             continue;
-        };
-        let target = target as usize;
-        let (best, max) = maximum(logits);
-        score.hits[depth] += u64::from(best == target);
-        let log_probability = logits[target] - max;
-        let sum = exponentials(logits, max);
-        score.loss += f64::from(weight) * (f64::from(sum).ln() - f64::from(log_probability));
-        score.weight += f64::from(weight);
-        let scale = (f64::from(weight) / total_weight) as f32;
-        let factor = scale / sum;
-        for x in logits.iter_mut() {
-            *x *= factor;
         }
-        logits[target] -= scale;
+        let best = softmax(logits);
+        score.hits[depth] += u64::from(target == Target::Row(best as u32));
+        let taught = || targets.taught(row).expect("the trainer gives a teacher where one is needed");
+        let scale = (f64::from(weight) / total_weight) as f32;
+        let loss = match (objective, target) {
+            (Objective::Ce, Target::Row(token)) => cross_entropy(logits, token as usize, scale),
+            (Objective::Ce, _) => unreachable!("a row without token has no weight"),
+            (Objective::Kl, _) => divergence(logits, taught(), scale),
+            (Objective::Tv, _) => variation(logits, taught(), scale),
+        };
+        score.loss += f64::from(weight) * loss;
+        score.weight += f64::from(weight);
     }
     score
+}
+
+/// Probabilities below this are as good as none.
+const SMALLEST: f32 = 1e-30;
+
+/// `-ln q_token`; turns probabilities `q` into the gradient by the logits, scaled.
+fn cross_entropy(q: &mut [f32], token: usize, scale: f32) -> f64 {
+    let loss = -f64::from(q[token].max(SMALLEST)).ln();
+    for x in q.iter_mut() {
+        *x *= scale;
+    }
+    q[token] -= scale;
+    loss
+}
+
+/// `sum_i p_i ln (p_i / q_i)`, the same way.
+fn divergence(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
+    let mut loss = 0.0;
+    for (q, &p) in q.iter_mut().zip(p) {
+        if p > 0.0 {
+            loss += f64::from(p) * (f64::from(p) / f64::from(q.max(SMALLEST))).ln();
+        }
+        *q = scale * (*q - p);
+    }
+    loss
+}
+
+/// `sum_i |p_i - q_i| / 2`, the probability that a draft token is rejected, the same way.
+fn variation(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
+    let sign = |q: f32, p: f32| if q > p { 0.5 } else { -0.5 };
+    let loss: f64 = q.iter().zip(p).map(|(&q, &p)| 0.5 * f64::from((q - p).abs())).sum();
+    let mean: f32 = q.iter().zip(p).map(|(&q, &p)| q * sign(q, p)).sum();
+    for (q, &p) in q.iter_mut().zip(p) {
+        *q *= scale * (sign(*q, p) - mean);
+    }
+    loss
+}
+
+/// Turns logits into probabilities; returns the index of the greatest.
+pub(crate) fn softmax(logits: &mut [f32]) -> usize {
+    let (best, max) = maximum(logits);
+    let sum = exponentials(logits, max);
+    for x in logits.iter_mut() {
+        *x /= sum;
+    }
+    best
 }
 
 /// The first greatest value and its index.
@@ -98,36 +147,55 @@ pub(crate) fn exponentials(values: &mut [f32], max: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::targets::Teacher;
 
     const LOGITS: [f32; 12] = [0.1, -0.4, 1.2, 0.0, 2.0, -1.0, 0.3, 0.3, 0.5, 0.1, 0.0, 0.2];
 
-    fn targets() -> Targets {
-        Targets { num_streams: 3, rows: vec![Target::Row(2), Target::Row(1), Target::OutsideVocabulary] }
-    }
-
-    fn loss(logits: &[f32]) -> f64 {
-        cross_entropy(&mut logits.to_vec(), &targets(), 1.9).mean_loss()
+    fn targets(objective: Objective) -> Targets {
+        let rows = vec![Target::Row(2), Target::Row(1), Target::OutsideVocabulary];
+        let probabilities = vec![0.1, 0.2, 0.3, 0.4, 0.0, 1.0, 0.0, 0.0, 0.7, 0.1, 0.1, 0.1];
+        let teacher = (objective != Objective::Ce).then_some(Teacher { probabilities, width: 4 });
+        Targets { num_streams: 3, rows, teacher }
     }
 
     #[test]
-    fn the_gradient_is_that_of_the_loss() {
-        let mut gradient = LOGITS;
-        let score = cross_entropy(&mut gradient, &targets(), 1.9);
-        assert!((score.weight - 1.9).abs() < 1e-6);
-        for index in 0..LOGITS.len() {
-            let shifted = |by: f32| {
-                let mut logits = LOGITS;
-                logits[index] += by;
-                loss(&logits)
-            };
-            let expected = (shifted(0.01) - shifted(-0.01)) / 0.02;
-            assert!((f64::from(gradient[index]) - expected).abs() < 1e-4, "{index}: {} {expected}", gradient[index]);
+    fn gradients_are_those_of_the_losses() {
+        for objective in [Objective::Ce, Objective::Kl, Objective::Tv] {
+            let targets = targets(objective);
+            let weight = targets.total_weight();
+            let loss = |logits: &[f32]| score_rows(&mut logits.to_vec(), &targets, objective, weight).mean_loss();
+            let mut gradient = LOGITS;
+            score_rows(&mut gradient, &targets, objective, weight);
+            for index in 0..LOGITS.len() {
+                let shifted = |by: f32| {
+                    let mut logits = LOGITS;
+                    logits[index] += by;
+                    loss(&logits)
+                };
+                let expected = (shifted(0.01) - shifted(-0.01)) / 0.02;
+                let got = f64::from(gradient[index]);
+                assert!((got - expected).abs() < 1e-4, "{objective:?} {index}: {got} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn losses_are_those_of_a_calculation_by_hand() {
+        let loss = |objective| {
+            let teacher = Some(Teacher { probabilities: vec![0.5, 0.5], width: 2 });
+            let targets = Targets { num_streams: 1, rows: vec![Target::Row(0)], teacher };
+            score_rows(&mut [0.0, 3.0_f32.ln()], &targets, objective, 1.0).loss
+        };
+        let expected = [4.0_f64.ln(), 0.5 * (4.0_f64 / 3.0).ln(), 0.25];
+        for (objective, expected) in [Objective::Ce, Objective::Kl, Objective::Tv].into_iter().zip(expected) {
+            assert!((loss(objective) - expected).abs() < 1e-6, "{objective:?}: {}", loss(objective));
         }
     }
 
     #[test]
     fn rows_outside_the_vocabulary_are_misses_without_weight() {
-        let score = cross_entropy(&mut LOGITS.to_vec(), &targets(), 1.9);
+        let score = score_rows(&mut LOGITS.to_vec(), &targets(Objective::Ce), Objective::Ce, 1.9);
+        assert!((score.weight - 1.9).abs() < 1e-6);
         assert_eq!((score.hits.clone(), score.rows.clone()), (vec![1, 0, 0], vec![1, 1, 1]));
         assert_eq!(score.accuracy(), [1.0, 0.0, 0.0]);
     }

@@ -73,6 +73,10 @@ impl TrainSettings {
 pub enum Objective {
     /// Cross entropy with the tokens of the data.
     Ce,
+    /// Kullback-Leibler divergence from the frozen model's own distributions.
+    Kl,
+    /// Total variation from these: the probability of a rejection. Best after a start with another.
+    Tv,
 }
 
 /// Sizes of streams that are known to work.

@@ -24,6 +24,17 @@ pub(crate) enum Target {
 pub(crate) struct Targets {
     pub(crate) num_streams: usize,
     pub(crate) rows: Vec<Target>,
+    /// What the frozen model itself expects, where streams learn from that.
+    pub(crate) teacher: Option<Teacher>,
+}
+
+/// The frozen model's distributions over the draft vocabulary, by the position whose main row gives them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Teacher {
+    /// Of the positions after the segment's first one, `[positions, width]`.
+    pub(crate) probabilities: Vec<f32>,
+    /// Tokens of the draft vocabulary.
+    pub(crate) width: usize,
 }
 
 impl Targets {
@@ -37,15 +48,23 @@ impl Targets {
             None => Target::None,
         };
         let rows = (0..num_positions).flat_map(|i| (1..=num_streams).map(move |j| i + j)).map(target).collect();
-        Self { num_streams, rows }
+        Self { num_streams, rows, teacher: None }
     }
 
     /// The weight of each row in the loss.
     pub(crate) fn weight(&self, row: usize) -> f32 {
         match self.rows[row] {
-            Target::Row(_) => DEPTH_DECAY.powi((row % self.num_streams) as i32),
-            Target::OutsideVocabulary | Target::None => 0.0,
+            Target::OutsideVocabulary if self.teacher.is_none() => 0.0,
+            Target::None => 0.0,
+            Target::Row(_) | Target::OutsideVocabulary => DEPTH_DECAY.powi((row % self.num_streams) as i32),
         }
+    }
+
+    /// What the frozen model expects where stream `j` of position `t` foresees: the distribution of main row `t + j`.
+    pub(crate) fn taught(&self, row: usize) -> Option<&[f32]> {
+        let Teacher { probabilities, width } = self.teacher.as_ref()?;
+        let (position, depth) = (row / self.num_streams, row % self.num_streams);
+        Some(&probabilities[(position + depth) * width..][..*width])
     }
 
     /// The weight of all rows.
@@ -71,6 +90,16 @@ mod tests {
         let targets = Targets::of(&segment(1, &[5, 6, 7, 0]), &example, 2, &DraftRows::new(&[6, 5], 10));
         assert_eq!(targets.rows, [Target::Row(0), Target::OutsideVocabulary, Target::OutsideVocabulary, Target::None]);
         assert_eq!([0, 1, 2, 3].map(|row| targets.weight(row)), [1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_teacher_is_the_main_row_that_predicts_the_same_token() {
+        let example = Example { prompt: vec![1, 2], completion: vec![5, 6, 7] };
+        let mut targets = Targets::of(&segment(1, &[5, 6, 7, 0]), &example, 2, &DraftRows::new(&[6, 5], 10));
+        // Position 1 foresees 6 and 7, which main rows 2 and 3 predict; position 2 foresees 7.
+        targets.teacher = Some(Teacher { probabilities: vec![0.2, 0.8, 0.3, 0.7], width: 2 });
+        assert_eq!([0, 1, 2].map(|row| targets.taught(row).unwrap()[0]), [0.2, 0.3, 0.3]);
+        assert_eq!([0, 1, 2, 3].map(|row| targets.weight(row)), [1.0, 0.9, 1.0, 0.0]);
     }
 
     #[test]

@@ -16,11 +16,11 @@ use crate::data::{Dataset, Example};
 use crate::draft_vocabulary::{self, DraftRows};
 use crate::evaluate::{Evaluation, Streams, evaluate};
 use crate::export::{self, Origin, TrainedOn};
-use crate::features::FeatureExtractor;
+use crate::features::{FeatureExtractor, Stretch};
 use crate::gradients::{Batch, gradients};
 use crate::objective::tau;
 use crate::progress::{Observer, StepReport, StepSeconds, TrainLog};
-use crate::settings::TrainSettings;
+use crate::settings::{Objective, TrainSettings};
 use crate::targets::Targets;
 use crate::{TrainError, schedule};
 
@@ -107,7 +107,13 @@ impl Trainer {
         let device = Device::flex();
         let first_msa_layer = adapter.first_msa_layer(&decoder);
         let num_streams = adapter.streams.num_streams;
-        let features = FeatureExtractor::load(job.base, first_msa_layer, num_streams, job.load_options)?;
+        let mut features = FeatureExtractor::load(job.base, first_msa_layer, num_streams, job.load_options)?;
+        if job.settings.objective != Objective::Ce {
+            features.teach(match draft_vocabulary.as_slice() {
+                [] => (0..decoder.vocab_size as TokenId).collect(),
+                tokens => tokens.to_vec(),
+            });
+        }
         let base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
         let weights = initial_weights(job.initial, &adapter, &decoder, job.settings.seed, &device)?;
         let mut order = Order::new(job.training.examples.len(), job.settings.seed);
@@ -230,7 +236,7 @@ impl Trainer {
         let num_positions = batch.num_positions();
         let after_features = started.elapsed().as_secs_f64();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device);
-        let (score, mut gradients) = gradients(&self.base, &weights, batch, &self.device)?;
+        let (score, mut gradients) = gradients(&self.base, &weights, batch, self.settings.objective)?;
         let after_passes = started.elapsed().as_secs_f64();
         let step = self.progress.step + 1;
         let gradient_norm = clip(&mut gradients, MAX_GRADIENT_NORM);
@@ -271,8 +277,10 @@ impl Trainer {
         let (mut segments, mut targets) = (Vec::new(), Vec::new());
         for &index in indices {
             let example = &self.training.examples[index];
-            for segment in self.features.segments(example)? {
-                targets.push(Targets::of(&segment, example, num_streams, &self.draft_rows));
+            for Stretch { segment, teacher } in self.features.stretches(example)? {
+                let mut own = Targets::of(&segment, example, num_streams, &self.draft_rows);
+                own.teacher = teacher;
+                targets.push(own);
                 segments.push(segment);
             }
         }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use forestream_model::streams::{ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, TrainingMode};
 use forestream_model::{Checkpoint, LoadOptions};
 use forestream_train::{
-    CHECKPOINT, Dataset, Evaluation, Example, LOG, Observer, Origin, Outcome, Preset, Start, StepReport, TrainError,
-    TrainJob, TrainSettings, Trainer,
+    CHECKPOINT, Dataset, Evaluation, Example, LOG, Objective, Observer, Origin, Outcome, Preset, Start, StepReport,
+    TrainError, TrainJob, TrainSettings, Trainer,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -266,6 +266,19 @@ fn what_cannot_be_trained_or_written_is_an_error() {
     let error =
         Trainer::new(job(&base, &output, exploding)).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap_err();
     assert!(error.to_string().contains("lower --lr"), "{error}");
+}
+
+#[test]
+fn streams_learn_the_models_own_distributions() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    for (objective, share) in [(Objective::Kl, 0.9), (Objective::Tv, 0.95)] {
+        let output = directory.path().join(format!("{objective:?}"));
+        let mut watcher = Watcher::default();
+        let settings = TrainSettings { objective, eval_steps: 100, ..settings(30) };
+        Trainer::new(job(&base, &output, settings)).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+        let losses: Vec<f64> = watcher.reports.iter().map(|report| report.loss).collect();
+        assert!(losses[29] < share * losses[0], "{objective:?}: {losses:?}");
+    }
 }
 
 #[test]

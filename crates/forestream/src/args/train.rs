@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use forestream::train::{Origin, Preset, Projection, TrainRequest, TrainSettings};
+use forestream::train::{Objective, Origin, Preset, Projection, TrainRequest, TrainSettings};
 
 use super::low::ModelArgs;
 
@@ -80,8 +80,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "eval_split")]
     pub(crate) eval_data: Option<PathBuf>,
     /// Part of the data to measure on instead
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.02)]
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.02, value_parser = fraction)]
     pub(crate) eval_split: f64,
+    /// What streams learn from: the data's tokens (ce), or the model's own distributions (kl, tv)
+    #[arg(long, value_name = "NAME", default_value = "ce")]
+    pub(crate) objective: ObjectiveName,
     /// How often every row is trained on
     #[arg(long, value_name = "N", default_value_t = TrainSettings::default().epochs)]
     pub(crate) epochs: usize,
@@ -115,6 +118,17 @@ pub(crate) enum ModeName {
     Lossless,
 }
 
+/// What streams learn from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ObjectiveName {
+    /// Cross entropy with the tokens of the data.
+    Ce,
+    /// Kullback-Leibler divergence from the model's distributions.
+    Kl,
+    /// Total variation from the model's distributions.
+    Tv,
+}
+
 /// A preset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PresetName {
@@ -122,6 +136,12 @@ pub(crate) enum PresetName {
     Fast,
     /// Fewest parameters, as in the paper.
     Paper,
+}
+
+/// A number between 0 and 1.
+fn fraction(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "it is not a number".to_owned())?;
+    if number > 0.0 && number < 1.0 { Ok(number) } else { Err("it must be between 0 and 1".to_owned()) }
 }
 
 /// A projection by the last part of its name.
@@ -154,7 +174,11 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> TrainRequest {
             seed: run.seed,
             save_steps: run.save_steps,
             eval_steps: run.eval_steps,
-            ..TrainSettings::default()
+            objective: match run.objective {
+                ObjectiveName::Ce => Objective::Ce,
+                ObjectiveName::Kl => Objective::Kl,
+                ObjectiveName::Tv => Objective::Tv,
+            },
         },
         output: args.output.clone(),
         init_from: args.init_from.clone(),

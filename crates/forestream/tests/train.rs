@@ -1,0 +1,111 @@
+//! Training as users meet it: one command on rows of their own, and what it says when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::Value;
+use support::{Run, Sandbox, tiny_model};
+
+/// Sizes that suit a model of two layers.
+const TINY: &str = "--num-streams 2 --num-msa-layers 1 --lora-rank 4 --sampler-size 8 --draft-vocab-size 100 --steps 4 \
+                    --batch-tokens 60 --save-steps 2 --eval-steps 2";
+
+fn rows(count: usize) -> String {
+    let row = |index| format!("{{\"prompt\": \"Count from {index}\", \"completion\": \"{index} and one and two\"}}\n");
+    (0..count).map(row).collect::<Vec<_>>().concat()
+}
+
+fn train(sandbox: &Sandbox, data: &str, output: &Path, more: &str) -> Run {
+    let model = tiny_model("tiny-llama");
+    let mut arguments = vec!["train", "-m", &model, "--data", data, "-o", output.to_str().unwrap()];
+    let tiny: Vec<&str> = TINY.split_whitespace().collect();
+    arguments.extend(tiny.chunks(2).filter(|flag| !more.contains(flag[0])).flatten());
+    arguments.extend(more.split_whitespace());
+    sandbox.run(&arguments)
+}
+
+#[test]
+fn one_command_makes_an_adapter_that_drafts() {
+    let sandbox = Sandbox::new();
+    let (data, output) = (sandbox.file("mine.jsonl", rows(100)), sandbox.path("adapter"));
+
+    let plan = train(&sandbox, &data, &output, "--dry-run");
+    assert!(
+        plan.assert_success().stdout.contains("estimated time") && plan.stderr.contains("98 examples"),
+        "{}",
+        plan.stderr
+    );
+    assert!(!output.exists(), "a dry run writes nothing");
+
+    let run = train(&sandbox, &data, &output, "");
+    assert!(run.assert_success().stdout.contains("tokens per pass"), "{}", run.stdout);
+    for expected in ["held out, step 4", "checkpoint of step 4", "positions/s"] {
+        assert!(run.stderr.contains(expected), "{expected}: {}", run.stderr);
+    }
+    let provenance: Value = serde_json::from_slice(&std::fs::read(output.join("provenance.json")).unwrap()).unwrap();
+    let command = provenance["command"].as_str().unwrap();
+    assert!(command.contains("--data mine.jsonl") && !command.contains('/'), "{command}");
+
+    let again = train(&sandbox, &data, &output, "");
+    again.assert_error(1, &["--resume", "checkpoint.safetensors"]);
+    train(&sandbox, &data, &output, "--resume").assert_success();
+
+    let (model, adapter) = (tiny_model("tiny-llama"), output.to_str().unwrap());
+    let generate = |more: &[&str]| {
+        let arguments = ["generate", "-m", &model, "-p", "Count from 7", "--temp", "0", "-n", "24", "--output", "json"];
+        sandbox.run(&[&arguments, more].concat()).json()
+    };
+    let drafted = generate(&["--adapter", adapter, "--spec-type", "streaming"]);
+    assert_eq!(drafted["token_ids"], generate(&["--spec-type", "none"])["token_ids"]);
+    let other = tiny_model("tiny-llama-untied");
+    let refused = sandbox.run(&["generate", "-m", &other, "--adapter", adapter, "-p", "hi", "-n", "2"]);
+    refused.assert_error(1, &["trained for `tiny-llama`"]);
+}
+
+#[test]
+fn what_is_wrong_with_the_data_is_said() {
+    let sandbox = Sandbox::new();
+    let output = sandbox.path("adapter");
+    let broken = rows(2) + "{\"prompt\": \"Hi\"}\n" + &rows(2);
+    let distilled =
+        "{\"forestream_distill\": 1, \"model\": \"other\", \"fingerprint\": \"ffff\"}\n".to_owned() + &rows(3);
+    let cases = [
+        (sandbox.file("broken.jsonl", broken), vec!["broken.jsonl, line 3", "`completion`"]),
+        (sandbox.file("other.jsonl", distilled), vec!["other.jsonl, line 1", "`other`", "distill"]),
+        (sandbox.file("one.jsonl", rows(1)), vec!["one example", "--eval-data"]),
+        (sandbox.file("none.jsonl", ""), vec!["none.jsonl", "nothing to train on"]),
+        (sandbox.path("absent.jsonl").to_str().unwrap().to_owned(), vec!["cannot read", "absent.jsonl"]),
+    ];
+    for (data, expected) in cases {
+        train(&sandbox, &data, &output, "").assert_error(1, &expected);
+        assert!(!output.exists(), "{data}");
+    }
+}
+
+#[test]
+fn settings_and_places_that_cannot_be_used_are_errors() {
+    let sandbox = Sandbox::new();
+    let (data, output) = (sandbox.file("mine.jsonl", rows(20)), sandbox.path("adapter"));
+    let cases = [
+        ("--num-streams 0", 1, "num_streams must be from 1 to 16"),
+        ("--num-msa-layers 3", 1, "num_msa_layers must be from 1 to 2"),
+        ("--draft-vocab-size 999", 1, "draft_vocab_size must be from 1 to 320"),
+        ("--lr 0", 1, "--lr"),
+        ("--eval-split 0", 2, "between 0 and 1"),
+        ("--resume", 1, "there is no checkpoint"),
+        ("--init-from nowhere", 1, "nowhere"),
+        ("--adapter nowhere", 1, "--init-from"),
+        ("--lora-target-modules q_proj,x_proj", 2, "known are q_proj"),
+        ("--objective mse", 2, "ce, kl, tv"),
+        ("--epochs 2", 2, "cannot be used with"),
+        ("--resume --dry-run", 2, "cannot be used with"),
+    ];
+    for (more, code, expected) in cases {
+        train(&sandbox, &data, &output, more).assert_error(code, &[expected]);
+    }
+    let file = sandbox.file("in-the-way", "");
+    train(&sandbox, &data, Path::new(&file), "").assert_error(1, &["cannot write", "in-the-way", "--output"]);
+}
