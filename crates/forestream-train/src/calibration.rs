@@ -7,8 +7,8 @@ pub(crate) type Proposal = (f32, bool);
 
 /// Newton's method settles within a few of these.
 const ITERATIONS: usize = 25;
-/// Keeps the system solvable where all labels agree.
-const RIDGE: f64 = 1e-3;
+/// Holds the curve near the identity where there are but a few labels, or all agree.
+const RIDGE: f64 = 1.0;
 /// Beyond these, probabilities are as good as certain.
 const EDGE: f32 = 1e-6;
 

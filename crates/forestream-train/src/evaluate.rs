@@ -34,7 +34,7 @@ pub struct Evaluation {
 
 /// What is needed to run streams on examples.
 pub(crate) struct Streams<'a> {
-    pub(crate) features: &'a FeatureExtractor,
+    pub(crate) features: &'a mut FeatureExtractor,
     pub(crate) base: &'a StreamBase,
     pub(crate) vocabulary: &'a DraftRows,
     pub(crate) num_streams: usize,
@@ -55,7 +55,7 @@ struct Sums {
 /// # Errors
 /// If a pass fails.
 pub(crate) fn evaluate(
-    streams: &Streams<'_>,
+    streams: &mut Streams<'_>,
     weights: &StreamWeights,
     examples: &[Example],
 ) -> Result<Evaluation, TrainError> {

@@ -1,6 +1,6 @@
 //! What stream rows read of the frozen model: boundary states, and main keys and values of the layers with streams.
 //!
-//! Computed by the fast engine when a step needs them; nothing is kept, on disk or otherwise. Source: Speculative
+//! Computed by the fast engine when a step needs them; nothing goes to the disk. Source: Speculative
 //! Streaming (arXiv 2402.11131), appendix C: segment attention.
 
 use std::ops::Range;
@@ -27,6 +27,8 @@ pub(crate) struct FeatureExtractor {
     num_streams: usize,
     /// The tokens whose probabilities streams learn from; none where they learn from the text.
     taught: Option<Vec<TokenId>>,
+    /// The cache of the last text: most prompts begin alike, and what they share is not computed again.
+    last: Option<KvCache>,
 }
 
 /// Consecutive positions of an example.
@@ -58,7 +60,7 @@ impl FeatureExtractor {
     ) -> Result<Self, ModelError> {
         let mut model = CpuModel::load(checkpoint, options)?;
         model.keep_boundary(first_msa_layer);
-        Ok(Self { model, first_msa_layer, num_streams, taught: None })
+        Ok(Self { model, first_msa_layer, num_streams, taught: None, last: None })
     }
 
     /// Adds the model's own distributions over `tokens` to what is extracted.
@@ -75,7 +77,7 @@ impl FeatureExtractor {
     ///
     /// # Errors
     /// If a pass fails.
-    pub(crate) fn stretches(&self, example: &Example) -> Result<Vec<Stretch>, ModelError> {
+    pub(crate) fn stretches(&mut self, example: &Example) -> Result<Vec<Stretch>, ModelError> {
         let text = example.text();
         let first = example.prompt.len() - 1;
         let end = first + example.num_positions();
@@ -88,14 +90,16 @@ impl FeatureExtractor {
                 segment: self.segment(&text, &trace, first, positions),
             }
         };
-        Ok(starts.map(stretch).collect())
+        let stretches = starts.map(stretch).collect();
+        self.last = Some(trace.cache);
+        Ok(stretches)
     }
 
     /// Runs `text` and keeps the boundary states from position `first` on.
     fn run(&self, text: &[TokenId], first: usize) -> Result<Trace, ModelError> {
-        let mut cache = self.model.new_cache(text.len());
+        let mut cache = self.cache_for(&text[..first]);
         let (mut hidden, mut boundary, mut probabilities) = (Hidden::new(), Vec::new(), Vec::new());
-        let (before, kept) = text.split_at(first);
+        let (before, kept) = (&text[cache.len()..first], &text[first..]);
         let passes = before.chunks(PASS_LEN).map(|tokens| (tokens, Outputs::None));
         for (tokens, outputs) in passes.chain(kept.chunks(PASS_LEN).map(|tokens| (tokens, Outputs::All))) {
             let tree = TokenTree::chain(tokens);
@@ -110,6 +114,15 @@ impl FeatureExtractor {
             }
         }
         Ok(Trace { boundary, probabilities, cache })
+    }
+
+    /// A cache that has what the last text shares with `prompt`.
+    fn cache_for(&self, prompt: &[TokenId]) -> KvCache {
+        let capacity = self.config().max_position_embeddings;
+        match &self.last {
+            Some(last) => last.fork(last.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count()),
+            None => self.model.new_cache(capacity),
+        }
     }
 
     /// Adds the softmax over `tokens` of each row.

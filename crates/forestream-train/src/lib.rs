@@ -20,6 +20,7 @@ mod progress;
 mod schedule;
 mod settings;
 mod targets;
+mod tensorboard;
 mod trainer;
 
 pub use checkpoint::CHECKPOINT;
@@ -29,4 +30,5 @@ pub use evaluate::Evaluation;
 pub use export::Origin;
 pub use progress::{LOG, Observer, StepReport, StepSeconds};
 pub use settings::{Objective, Preset, TrainSettings};
+pub use tensorboard::EVENTS;
 pub use trainer::{Outcome, Start, TrainJob, Trainer};

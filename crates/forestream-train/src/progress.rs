@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::TrainError;
 use crate::evaluate::Evaluation;
+use crate::tensorboard::EventFile;
 
 /// The name of the log in the output directory.
 pub const LOG: &str = "train_log.jsonl";
@@ -65,10 +66,11 @@ pub trait Observer {
     fn is_stop_asked(&self) -> bool;
 }
 
-/// The log: one JSON object for each step and each evaluation.
+/// The log: one JSON object for each step and each evaluation, and the same figures for TensorBoard.
 pub(crate) struct TrainLog {
     path: PathBuf,
     file: File,
+    events: EventFile,
 }
 
 impl TrainLog {
@@ -86,20 +88,36 @@ impl TrainLog {
         let kept: String = text.split_inclusive('\n').filter(|line| step_of(line).is_some_and(|s| s <= step)).collect();
         std::fs::write(&path, kept).map_err(TrainError::write(&path))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(TrainError::write(&path))?;
-        Ok(Self { path, file })
+        Ok(Self { path, file, events: EventFile::open(directory, step)? })
     }
 
     pub(crate) fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
-        self.write(&serde_json::to_value(report).expect("a report is plain data"))
+        self.write(&serde_json::to_value(report).expect("a report is plain data"))?;
+        let mut figures = figures("train", report.loss, report.tau, &report.accuracy);
+        figures.push(("train/learning_rate".to_owned(), report.lr));
+        figures.push(("train/gradient_norm".to_owned(), report.gradient_norm));
+        figures.push(("train/positions_per_second".to_owned(), report.positions_per_second));
+        self.events.scalars(report.step, &figures)
     }
 
     pub(crate) fn evaluation(&mut self, step: usize, evaluation: &Evaluation) -> Result<(), TrainError> {
-        self.write(&serde_json::json!({ "step": step, "evaluation": evaluation }))
+        self.write(&serde_json::json!({ "step": step, "evaluation": evaluation }))?;
+        let mut figures = figures("held_out", evaluation.loss, evaluation.tau, &evaluation.accuracy);
+        figures.push(("held_out/chain".to_owned(), evaluation.chain));
+        self.events.scalars(step, &figures)
     }
 
     fn write(&mut self, line: &Value) -> Result<(), TrainError> {
         writeln!(self.file, "{line}").map_err(TrainError::write(&self.path))
     }
+}
+
+/// What steps and evaluations have in common, with names for TensorBoard.
+fn figures(group: &str, loss: f64, tau: f64, accuracy: &[f64]) -> Vec<(String, f64)> {
+    let mut figures = vec![(format!("{group}/loss"), loss), (format!("{group}/tau"), tau)];
+    let depths = accuracy.iter().enumerate();
+    figures.extend(depths.map(|(depth, &accuracy)| (format!("{group}/accuracy_{}", depth + 1), accuracy)));
+    figures
 }
 
 fn step_of(line: &str) -> Option<usize> {

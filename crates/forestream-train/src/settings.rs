@@ -14,8 +14,8 @@ pub struct TrainSettings {
     pub lr: f64,
     /// Positions of a step.
     pub batch_tokens: usize,
-    /// How often every example is seen.
-    pub epochs: usize,
+    /// How often every example is seen; `None` takes once, or more often where that would be too few steps to learn.
+    pub epochs: Option<usize>,
     /// Steps of the run; `None` takes as many as the epochs have.
     pub steps: Option<usize>,
     /// Minutes after which the run ends, whatever it has reached. The learning rate falls accordingly.
@@ -34,7 +34,7 @@ impl Default for TrainSettings {
             objective: Objective::Ce,
             lr: 2e-3,
             batch_tokens: 800,
-            epochs: 1,
+            epochs: None,
             steps: None,
             max_minutes: None,
             seed: 0,
@@ -54,7 +54,7 @@ impl TrainSettings {
         let checks = [
             ("--lr", self.lr.is_finite() && self.lr > 0.0, "must be above 0"),
             ("--batch-tokens", self.batch_tokens > 0, "must be at least 1"),
-            ("--epochs", self.epochs > 0, "must be at least 1"),
+            ("--epochs", self.epochs != Some(0), "must be at least 1"),
             ("--steps", self.steps != Some(0), "must be at least 1"),
             ("--max-minutes", minutes.is_finite() && minutes > 0.0, "must be above 0"),
             ("--save-steps", self.save_steps > 0, "must be at least 1"),

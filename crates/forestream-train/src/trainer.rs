@@ -272,7 +272,7 @@ impl Trainer {
         })
     }
 
-    fn batch(&self, indices: &[usize]) -> Result<Batch, TrainError> {
+    fn batch(&mut self, indices: &[usize]) -> Result<Batch, TrainError> {
         let num_streams = self.adapter.streams.num_streams;
         let (mut segments, mut targets) = (Vec::new(), Vec::new());
         for &index in indices {
@@ -291,14 +291,15 @@ impl Trainer {
     fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
         let started = Instant::now();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device).frozen();
-        let streams = Streams {
-            features: &self.features,
+        let mut streams = Streams {
+            features: &mut self.features,
             base: &self.base,
             vocabulary: &self.draft_rows,
             num_streams: self.adapter.streams.num_streams,
         };
-        let evaluation = evaluate(&streams, &weights, &self.held_out.examples)?;
-        if self.best.as_ref().is_none_or(|best| evaluation.tau > best.tau) {
+        let evaluation = evaluate(&mut streams, &weights, &self.held_out.examples)?;
+        let rank = |evaluation: &Evaluation| (evaluation.tau, -evaluation.loss);
+        if self.best.as_ref().is_none_or(|best| rank(&evaluation) > rank(best)) {
             self.export(&evaluation)?;
             self.best = Some(evaluation.clone());
         }
@@ -364,10 +365,17 @@ impl Trainer {
     }
 }
 
+/// Fresh streams need about so many steps before they are worth anything.
+const ENOUGH_STEPS: usize = 100;
+/// More often than this, examples teach nothing new.
+const MAX_USUAL_EPOCHS: usize = 20;
+
 /// The steps of a run.
 fn plan(settings: &TrainSettings, order: &mut Order, examples: &[Example]) -> usize {
-    let by_epochs =
-        || (0..settings.epochs).map(|epoch| order.steps_of_epoch(epoch, examples, settings.batch_tokens)).sum();
+    let steps_of_epoch = order.steps_of_epoch(0, examples, settings.batch_tokens);
+    let usual_epochs = ENOUGH_STEPS.div_ceil(steps_of_epoch).clamp(1, MAX_USUAL_EPOCHS);
+    let epochs = settings.epochs.unwrap_or(usual_epochs);
+    let by_epochs = || (0..epochs).map(|epoch| order.steps_of_epoch(epoch, examples, settings.batch_tokens)).sum();
     settings.steps.unwrap_or_else(by_epochs)
 }
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use forestream_model::streams::{ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, TrainingMode};
 use forestream_model::{Checkpoint, LoadOptions};
 use forestream_train::{
-    CHECKPOINT, Dataset, Evaluation, Example, LOG, Objective, Observer, Origin, Outcome, Preset, Start, StepReport,
-    TrainError, TrainJob, TrainSettings, Trainer,
+    CHECKPOINT, Dataset, EVENTS, Evaluation, Example, LOG, Objective, Observer, Origin, Outcome, Preset, Start,
+    StepReport, TrainError, TrainJob, TrainSettings, Trainer,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -136,7 +136,7 @@ fn streams_learn_and_the_adapter_is_exported() {
     assert_eq!(watcher.saved, [4, 8, 12, 16, 20, 24, 28, 30]);
     assert_eq!(
         names(&output),
-        ["README.md", "adapter_config.json", "adapter_model.safetensors", CHECKPOINT, "provenance.json", LOG]
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", CHECKPOINT, EVENTS, "provenance.json", LOG]
     );
     let adapter = Adapter::open(&output, base.config(), &base.fingerprint()).unwrap();
     assert_eq!(adapter.config.calibration, best.calibration);

@@ -85,9 +85,9 @@ pub(crate) struct RunArgs {
     /// What streams learn from: the data's tokens (ce), or the model's own distributions (kl, tv)
     #[arg(long, value_name = "NAME", default_value = "ce")]
     pub(crate) objective: ObjectiveName,
-    /// How often every row is trained on
-    #[arg(long, value_name = "N", default_value_t = TrainSettings::default().epochs)]
-    pub(crate) epochs: usize,
+    /// How often every row is trained on [default: once; small files more often, for about 100 steps]
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<usize>,
     /// Steps, instead of epochs
     #[arg(long, alias = "max-steps", value_name = "N", conflicts_with = "epochs")]
     pub(crate) steps: Option<usize>,
