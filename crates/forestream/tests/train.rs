@@ -5,6 +5,7 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 use support::{Run, Sandbox, tiny_model};
@@ -19,12 +20,16 @@ fn rows(count: usize) -> String {
 }
 
 fn train(sandbox: &Sandbox, data: &str, output: &Path, more: &str) -> Run {
+    Run::of(command(sandbox, data, output, more).output().unwrap())
+}
+
+fn command(sandbox: &Sandbox, data: &str, output: &Path, more: &str) -> Command {
     let model = tiny_model("tiny-llama");
     let mut arguments = vec!["train", "-m", &model, "--data", data, "-o", output.to_str().unwrap()];
     let tiny: Vec<&str> = TINY.split_whitespace().collect();
     arguments.extend(tiny.chunks(2).filter(|flag| !more.contains(flag[0])).flatten());
     arguments.extend(more.split_whitespace());
-    sandbox.run(&arguments)
+    sandbox.command(&arguments)
 }
 
 #[test]
@@ -63,6 +68,32 @@ fn one_command_makes_an_adapter_that_drafts() {
     let other = tiny_model("tiny-llama-untied");
     let refused = sandbox.run(&["generate", "-m", &other, "--adapter", adapter, "-p", "hi", "-n", "2"]);
     refused.assert_error(1, &["trained for `tiny-llama`"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_the_run_and_resume_goes_on() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::Stdio;
+
+    let sandbox = Sandbox::new();
+    let (data, output) = (sandbox.file("mine.jsonl", rows(20)), sandbox.path("adapter"));
+    let endless = "--steps 1000000 --save-steps 1000000 --eval-steps 1000000";
+    let mut child = command(&sandbox, &data, &output, endless).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("step ") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before the first step");
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success(), "{rest}");
+    assert!(rest.contains("continue with --resume"), "{rest}");
+    let differs = train(&sandbox, &data, &output, "--steps 5 --resume");
+    differs.assert_error(1, &["steps = 1000000, but now it is 5"]);
 }
 
 #[test]
