@@ -87,7 +87,6 @@ pub struct Trainer {
     weights: Named,
     optimizer: AdamW,
     progress: Progress,
-    best: Option<Evaluation>,
 }
 
 impl Trainer {
@@ -127,7 +126,6 @@ impl Trainer {
             output: job.output,
             origin: job.origin,
             progress: Progress::default(),
-            best: None,
             device,
             decoder,
             adapter,
@@ -204,7 +202,7 @@ impl Trainer {
                 return Ok(Outcome::Stopped(self.progress.step));
             }
         }
-        let best = self.best.clone();
+        let best = self.progress.best.clone();
         Ok(Outcome::Finished(best.map_or_else(|| self.evaluate(), Ok)?))
     }
 
@@ -299,11 +297,10 @@ impl Trainer {
         };
         let evaluation = evaluate(&mut streams, &weights, &self.held_out.examples)?;
         let rank = |evaluation: &Evaluation| (evaluation.tau, -evaluation.loss);
-        if self.best.as_ref().is_none_or(|best| rank(&evaluation) > rank(best)) {
+        if self.progress.best.as_ref().is_none_or(|best| rank(&evaluation) > rank(best)) {
             self.export(&evaluation)?;
-            self.best = Some(evaluation.clone());
+            self.progress.best = Some(evaluation.clone());
         }
-        self.progress.best = self.best.clone();
         self.progress.seconds += started.elapsed().as_secs_f64();
         Ok(evaluation)
     }
@@ -344,7 +341,6 @@ impl Trainer {
         let checkpoint = Checkpoint::load(&path)?;
         checkpoint.check_run(&self.identity(), &path)?;
         self.progress = checkpoint.progress;
-        self.best.clone_from(&self.progress.best);
         self.weights = checkpoint.weights;
         self.optimizer = checkpoint.optimizer;
         Ok(())
