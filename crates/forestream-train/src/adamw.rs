@@ -24,13 +24,14 @@ impl AdamW {
         Self { first_moments: zeros.clone(), second_moments: zeros }
     }
 
-    /// One update; `step` counts from 1.
+    /// One update with a rate for each tensor; `step` counts from 1.
     ///
     /// # Panics
     /// If the names of weights and gradients differ.
-    pub(crate) fn update(&mut self, weights: &mut Named, gradients: &Named, rate: f32, step: usize) {
+    pub(crate) fn update(&mut self, weights: &mut Named, gradients: &Named, rate: &dyn Fn(&str) -> f32, step: usize) {
         let correct = BETAS.map(|beta| 1.0 / (1.0 - f64::from(beta).powi(step as i32)) as f32);
         for (name, weights) in weights {
+            let rate = rate(name);
             let decay = if name == WITHOUT_DECAY { 0.0 } else { rate * WEIGHT_DECAY };
             let first = self.first_moments.get_mut(name).expect("moments have the names of the weights");
             let second = self.second_moments.get_mut(name).expect("moments have the names of the weights");
@@ -45,13 +46,15 @@ impl AdamW {
     }
 }
 
-/// Scales gradients down to a norm of at most `limit`; returns the norm that they had.
-pub(crate) fn clip(gradients: &mut Named, limit: f64) -> f64 {
-    let squares = gradients.values().flatten().map(|&x| f64::from(x) * f64::from(x));
+/// Scales the gradients of some tensors down to a common norm of at most `limit`; returns the norm that they had.
+pub(crate) fn clip(gradients: &mut Named, limit: f64, is_meant: &dyn Fn(&str) -> bool) -> f64 {
+    let meant = gradients.iter().filter(|(name, _)| is_meant(name));
+    let squares = meant.flat_map(|(_, values)| values).map(|&x| f64::from(x) * f64::from(x));
     let norm = squares.sum::<f64>().sqrt();
     if norm > limit {
         let scale = (limit / norm) as f32;
-        gradients.values_mut().flatten().for_each(|x| *x *= scale);
+        let meant = gradients.iter_mut().filter(|(name, _)| is_meant(name));
+        meant.flat_map(|(_, values)| values).for_each(|x| *x *= scale);
     }
     norm
 }
@@ -67,7 +70,7 @@ mod tests {
     #[test]
     fn the_first_step_moves_each_weight_by_the_rate() {
         let (mut weights, gradients) = (named(&[0.0, 0.0]), named(&[0.5, -20.0]));
-        AdamW::new(&weights).update(&mut weights, &gradients, 0.01, 1);
+        AdamW::new(&weights).update(&mut weights, &gradients, &|_| 0.01, 1);
         assert!((weights["w"][0] + 0.01).abs() < 1e-6 && (weights["w"][1] - 0.01).abs() < 1e-6, "{weights:?}");
     }
 
@@ -77,7 +80,7 @@ mod tests {
         let mut optimizer = AdamW::new(&weights);
         for step in 1..=400 {
             let gradients = named(&[weights["w"][0] - 1.0, weights["w"][1] - 1.0]);
-            optimizer.update(&mut weights, &gradients, 0.05, step);
+            optimizer.update(&mut weights, &gradients, &|_| 0.05, step);
         }
         assert!(weights["w"].iter().all(|w| (w - 1.0).abs() < 0.05), "{weights:?}");
     }
@@ -85,8 +88,9 @@ mod tests {
     #[test]
     fn gradients_are_clipped_by_their_common_norm() {
         let mut gradients = named(&[3.0, 4.0]);
-        assert_eq!(clip(&mut gradients, 1.0), 5.0);
+        assert_eq!(clip(&mut gradients, 1.0, &|name| name == "other"), 0.0);
+        assert_eq!(clip(&mut gradients, 1.0, &|_| true), 5.0);
         assert!((gradients["w"][0] - 0.6).abs() < 1e-6);
-        assert!(clip(&mut gradients, 10.0) < 1.01, "small gradients stay as they are");
+        assert!(clip(&mut gradients, 10.0, &|_| true) < 1.01, "small gradients stay as they are");
     }
 }

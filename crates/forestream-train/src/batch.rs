@@ -54,7 +54,7 @@ impl Order {
 }
 
 /// The indices below `len` in an order that depends on seed and epoch: sorted by numbers that belong to them.
-fn shuffled(len: usize, seed: u64, epoch: usize) -> Vec<usize> {
+pub(crate) fn shuffled(len: usize, seed: u64, epoch: usize) -> Vec<usize> {
     let key = mix(seed ^ mix(epoch as u64));
     let mut order: Vec<usize> = (0..len).collect();
     order.sort_by_key(|&index| (mix(key ^ mix(index as u64)), index));

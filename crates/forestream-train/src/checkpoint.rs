@@ -33,8 +33,11 @@ pub(crate) struct Progress {
     pub(crate) num_positions: usize,
     /// Seconds spent.
     pub(crate) seconds: f64,
-    /// The best evaluation so far.
+    /// The evaluation whose adapter is kept.
     pub(crate) best: Option<Evaluation>,
+    /// The lowest loss of main rows in any evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lowest_main_loss: Option<f64>,
 }
 
 /// A run between two steps.
@@ -154,8 +157,8 @@ mod tests {
         let weights =
             Named::from([("a.weight".to_owned(), vec![1.5, f32::MIN_POSITIVE]), ("b".to_owned(), vec![-2.0])]);
         let mut optimizer = AdamW::new(&weights);
-        optimizer.update(&mut weights.clone(), &weights, 0.1, 1);
-        let progress = Progress { step: 3, place: 40, num_positions: 1234, seconds: 0.1 + 0.2, best: None };
+        optimizer.update(&mut weights.clone(), &weights, &|_| 0.1, 1);
+        let progress = Progress { step: 3, place: 40, num_positions: 1234, seconds: 0.1 + 0.2, ..Progress::default() };
         let run = serde_json::json!({"lr": 0.002, "data": "abc"}).as_object().unwrap().clone();
         Checkpoint { run, progress, weights, optimizer }
     }

@@ -3,13 +3,15 @@
 //! Understands what `forestream distill` writes, `prompt` with `completion`, `messages` and `conversations`. A row that
 //! cannot be used is an error with file, line and remedy. Must not know models or how examples are trained on.
 
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use forestream_model::TokenId;
 use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, TextError, Tokenizer};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+
+use crate::batch::shuffled;
 
 /// The field that marks the first line of a file of `forestream distill`.
 const DISTILL_MARK: &str = "forestream_distill";
@@ -42,6 +44,8 @@ pub struct Dataset {
     pub name: String,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
+    /// Which rows were taken and how they were read, where that was asked for.
+    pub selection: Option<String>,
     /// Every example that has positions, in the order of the file.
     pub examples: Vec<Example>,
     /// Examples whose completion is too short to have a position.
@@ -67,7 +71,14 @@ impl Dataset {
         }
         let count = ((len as f64 * fraction).round() as usize).clamp(1, len - 1);
         let examples = self.examples.split_off(len - count);
-        Ok(Self { examples, num_too_short: 0, num_cut: 0, name: self.name.clone(), sha256: self.sha256.clone() })
+        Ok(Self {
+            examples,
+            num_too_short: 0,
+            num_cut: 0,
+            name: self.name.clone(),
+            sha256: self.sha256.clone(),
+            selection: self.selection.clone(),
+        })
     }
 }
 
@@ -112,6 +123,27 @@ pub enum DataError {
     },
 }
 
+/// How rows of another form become prompts and completions.
+pub trait RowTexts: std::fmt::Debug {
+    /// The prompt and the completion of a row.
+    ///
+    /// # Errors
+    /// What is wrong with the row, and what to do.
+    fn prompt_and_completion(&self, row: &Map<String, Value>) -> Result<[String; 2], String>;
+
+    /// Says which form it is, for a card.
+    fn description(&self) -> String;
+}
+
+/// Which rows of a file are taken: `count` of them, drawn by `seed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// How many.
+    pub count: usize,
+    /// What the choice depends on.
+    pub seed: u64,
+}
+
 /// Reads data for one model.
 #[derive(Clone, Copy, Debug)]
 pub struct DataReader<'a> {
@@ -125,29 +157,30 @@ pub struct DataReader<'a> {
     pub vocab_size: usize,
     /// The longest text; longer ones are cut.
     pub max_len: usize,
+    /// How rows are read, if not by the names of their fields.
+    pub rows: Option<&'a dyn RowTexts>,
 }
 
 impl DataReader<'_> {
-    /// Reads a file.
+    /// Reads a file, all of it or the rows of a draw.
     ///
     /// # Errors
     /// A file that cannot be read, a row that cannot be used, or no example at all.
-    pub fn read(&self, path: &Path) -> Result<Dataset, DataError> {
+    pub fn read(&self, path: &Path, draw: Option<Draw>) -> Result<Dataset, DataError> {
         let bytes = std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
         let mut dataset = Dataset {
             name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
             sha256: hexadecimal(&Sha256::digest(&bytes)),
+            selection: self.selection(draw),
             examples: Vec::new(),
             num_too_short: 0,
             num_cut: 0,
         };
-        for (index, line) in BufReader::new(bytes.as_slice()).lines().enumerate() {
+        for (index, line) in rows(&bytes, draw) {
             let row_error = |problem| DataError::Row { path: path.to_owned(), line: index + 1, problem };
+            let line = std::str::from_utf8(line);
             let line = line.map_err(|_| row_error("not UTF-8 text; save the file as UTF-8".to_owned()))?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            for example in self.examples(&line).map_err(row_error)? {
+            for example in self.examples(line).map_err(row_error)? {
                 self.add(example, &mut dataset).map_err(row_error)?;
             }
         }
@@ -155,6 +188,12 @@ impl DataReader<'_> {
             return Err(DataError::Empty { path: path.to_owned(), num_too_short: dataset.num_too_short });
         }
         Ok(dataset)
+    }
+
+    fn selection(&self, draw: Option<Draw>) -> Option<String> {
+        let draw = draw.map(|Draw { count, seed }| format!("{count} rows drawn with seed {seed}"));
+        let parts: Vec<String> = self.rows.map(RowTexts::description).into_iter().chain(draw).collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 
     fn add(&self, mut example: Example, dataset: &mut Dataset) -> Result<(), String> {
@@ -193,6 +232,10 @@ impl DataReader<'_> {
             serde_json::from_str(line).map_err(|error| format!("not a JSON object: {error}; correct the line"))?;
         if row.contains_key(DISTILL_MARK) {
             return self.check_header(&row).map(|()| Vec::new());
+        }
+        if let Some(rows) = self.rows {
+            let [prompt, completion] = rows.prompt_and_completion(&row)?;
+            return Ok(vec![self.turn(&[Message::new("user", &prompt), Message::new("assistant", &completion)])?]);
         }
         if row.contains_key("prompt_token_ids") {
             let example = Example {
@@ -264,6 +307,23 @@ impl DataReader<'_> {
     fn encode(&self, text: &str, add: AddSpecial, parse: ParseSpecial) -> Result<Vec<TokenId>, String> {
         self.tokenizer.encode(text, add, parse).map_err(|error| describe(&error))
     }
+}
+
+/// The lines of a file that are not blank, with their indices; of a draw, the first line if it is a header, and as many
+/// others as it takes.
+fn rows(bytes: &[u8], draw: Option<Draw>) -> Vec<(usize, &[u8])> {
+    let lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).enumerate();
+    let mut rows: Vec<(usize, &[u8])> = lines.filter(|(_, line)| !line.is_empty()).collect();
+    if let Some(Draw { count, seed }) = draw {
+        let mark = DISTILL_MARK.as_bytes();
+        let has_header = rows.first().is_some_and(|(_, line)| line.windows(mark.len()).any(|part| part == mark));
+        let first = usize::from(has_header);
+        let mut drawn = shuffled(rows.len() - first, seed, 0);
+        drawn.truncate(count);
+        drawn.sort_unstable(); // errors come in the order of the file
+        rows = (0..first).chain(drawn.into_iter().map(|index| first + index)).map(|index| rows[index]).collect();
+    }
+    rows
 }
 
 fn describe(error: &TextError) -> String {

@@ -1,15 +1,15 @@
-//! How well streams foresee held-out text.
+//! How well streams foresee held-out text, and in joint mode how well main rows predict it.
 
-use forestream_burn::{Segment, StreamBase, StreamWeights, stream_logits};
+use forestream_burn::StreamWeights;
 use forestream_model::streams::Calibration;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::calibration::{self, Proposal};
 use crate::data::Example;
-use crate::draft_vocabulary::DraftRows;
-use crate::features::{FeatureExtractor, Stretch};
-use crate::objective::{Score, exponentials, maximum, tau};
+use crate::objective::{MainScore, Score, exponentials, main_cross_entropy, maximum, tau};
+use crate::pieces::{PieceMaker, run, values};
+use crate::progress::MainFigures;
 use crate::targets::{Target, Targets};
 
 /// Proposals of a row that the calibration looks at.
@@ -18,8 +18,11 @@ const NUM_PROPOSALS: usize = 4;
 /// What streams are worth on held-out examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Mean loss over weighted targets.
+    /// Mean loss of streams over weighted targets.
     pub loss: f64,
+    /// The main rows, where they are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main: Option<MainFigures>,
     /// By depth: how often the most probable token is the target, given that the tokens before it are right.
     pub accuracy: Vec<f64>,
     /// `1 + sum_k prod_(i<=k) accuracy_i`.
@@ -32,17 +35,10 @@ pub struct Evaluation {
     pub num_positions: usize,
 }
 
-/// What is needed to run streams on examples.
-pub(crate) struct Streams<'a> {
-    pub(crate) features: &'a mut FeatureExtractor,
-    pub(crate) base: &'a StreamBase,
-    pub(crate) vocabulary: &'a DraftRows,
-    pub(crate) num_streams: usize,
-}
-
 /// Sums over examples.
 struct Sums {
     score: Score,
+    main: MainScore,
     /// By depth.
     proposals: Vec<Vec<Proposal>>,
     num_passes: usize,
@@ -50,34 +46,31 @@ struct Sums {
     num_positions: usize,
 }
 
-/// Runs the streams over all positions of `examples`.
+/// Runs the trained rows over all positions of `examples`.
 ///
 /// # Errors
 /// If a pass fails.
 pub(crate) fn evaluate(
-    streams: &mut Streams<'_>,
+    mut maker: PieceMaker<'_>,
     weights: &StreamWeights,
     examples: &[Example],
 ) -> Result<Evaluation, TrainError> {
-    let mut sums = Sums {
-        score: Score::new(streams.num_streams),
-        proposals: vec![Vec::new(); streams.num_streams],
-        num_passes: 0,
-        num_tokens: 0,
-        num_positions: 0,
-    };
+    let mut sums = Sums::new(maker.base.adapter().streams.num_streams);
     for example in examples {
         let mut accepted = Vec::new();
-        for Stretch { segment, .. } in streams.features.stretches(example)? {
-            let targets = Targets::of(&segment, example, streams.num_streams, streams.vocabulary);
-            let logits = logits(streams.base, weights, segment)?;
-            sums.add(logits, &targets, &mut accepted);
+        for piece in maker.pieces(example)? {
+            let logits = run(maker.base, weights, vec![piece.input])?;
+            sums.add(values(logits.streams), &piece.targets, &mut accepted);
+            if let Some(logits) = logits.main {
+                sums.main.add(main_cross_entropy(&mut values(logits), &piece.main_targets, 0.0));
+            }
         }
         sums.walk(&accepted);
     }
     let accuracy = sums.score.accuracy();
     Ok(Evaluation {
         loss: sums.score.mean_loss(),
+        main: MainFigures::of(&sums.main),
         tau: tau(&accuracy),
         accuracy,
         chain: sums.num_tokens as f64 / sums.num_passes.max(1) as f64,
@@ -86,12 +79,18 @@ pub(crate) fn evaluate(
     })
 }
 
-fn logits(base: &StreamBase, weights: &StreamWeights, segment: Segment) -> Result<Vec<f32>, TrainError> {
-    let logits = stream_logits(base, weights, &[segment])?;
-    Ok(logits.try_into_vec_as::<f32>().expect("elements of the asked-for type"))
-}
-
 impl Sums {
+    fn new(num_streams: usize) -> Self {
+        Self {
+            score: Score::new(num_streams),
+            main: MainScore::default(),
+            proposals: vec![Vec::new(); num_streams],
+            num_passes: 0,
+            num_tokens: 0,
+            num_positions: 0,
+        }
+    }
+
     /// Adds the rows of a segment; for each position, `accepted` gets the number of leading streams that are right.
     fn add(&mut self, mut logits: Vec<f32>, targets: &Targets, accepted: &mut Vec<usize>) {
         let width = logits.len() / targets.rows.len();
@@ -147,13 +146,9 @@ impl Sums {
 mod tests {
     use super::*;
 
-    fn sums() -> Sums {
-        Sums { score: Score::new(2), proposals: vec![Vec::new(); 2], num_passes: 0, num_tokens: 0, num_positions: 0 }
-    }
-
     #[test]
     fn streams_count_only_after_streams_that_are_right() {
-        let (mut sums, mut accepted) = (sums(), Vec::new());
+        let (mut sums, mut accepted) = (Sums::new(2), Vec::new());
         // Most probable tokens: 1 2 | 0 2 | 1 0; targets: 1 2 | 1 2 | 1 -.
         let logits = vec![0., 9., 1., 0., 1., 9., 9., 0., 1., 0., 1., 9., 0., 9., 1., 9., 0., 1.];
         let rows = vec![Target::Row(1), Target::Row(2), Target::Row(1), Target::Row(2), Target::Row(1), Target::None];

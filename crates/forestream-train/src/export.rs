@@ -54,6 +54,8 @@ struct Provenance<'a> {
 struct Data<'a> {
     file: &'a str,
     sha256: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    selection: Option<&'a str>,
     examples: usize,
     positions: usize,
 }
@@ -63,6 +65,7 @@ impl<'a> Data<'a> {
         Self {
             file: &dataset.name,
             sha256: &dataset.sha256,
+            selection: dataset.selection.as_deref(),
             examples: dataset.examples.len(),
             positions: dataset.num_positions(),
         }
@@ -117,12 +120,20 @@ fn write_card(
     let (base, streams) = (&config.base_model, &config.streams);
     let (training, held_out) = (trained_on.training, trained_on.held_out);
     writeln!(text, "# Speculative streams for {}\n", base.name)?;
-    writeln!(
-        text,
-        "An adapter of forestream {}. The base model is unchanged: its answers stay what they",
-        origin.version
-    )?;
-    writeln!(text, "are, and come in fewer passes.\n")?;
+    match &config.main_lora {
+        None => writeln!(
+            text,
+            "An adapter of forestream {}. The base model is unchanged: its answers stay what they\n\
+             are, and come in fewer passes.\n",
+            origin.version
+        )?,
+        Some(main) => writeln!(
+            text,
+            "An adapter of forestream {}. It fits the top {} layers to a task, and its streams\n\
+             draft for the model that results.\n",
+            origin.version, main.num_layers
+        )?,
+    }
     writeln!(text, "| | |\n|---|---|")?;
     writeln!(text, "| base model | {}, fingerprint `{:.12}` |", base.name, base.fingerprint)?;
     writeln!(text, "| streams | {} in the top {} layers |", streams.num_streams, streams.num_msa_layers)?;
@@ -145,6 +156,10 @@ fn write_card(
     writeln!(text, "| date | {} |\n", origin.date)?;
     writeln!(text, "```\n{}\n```\n", origin.command)?;
     writeln!(text, "## On held-out examples\n")?;
+    if let Some(main) = &evaluation.main {
+        let (perplexity, accuracy) = (main.loss.exp(), main.accuracy);
+        writeln!(text, "The model itself: perplexity {perplexity:.2}, next token right {accuracy:.3}.\n")?;
+    }
     writeln!(text, "How often the most probable token is right, given that the tokens before it are:\n")?;
     let cells =
         |cell: &dyn Fn(usize) -> String| (0..streams.num_streams).map(|depth| cell(depth) + " |").collect::<String>();

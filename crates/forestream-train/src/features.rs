@@ -1,11 +1,12 @@
-//! What stream rows read of the frozen model: boundary states, and main keys and values of the layers with streams.
+//! What trained rows read of the frozen model: boundary states, and where main rows stay as they are, their keys and
+//! values in the layers with streams.
 //!
 //! Computed by the fast engine when a step needs them; nothing goes to the disk. Source: Speculative
 //! Streaming (arXiv 2402.11131), appendix C: segment attention.
 
 use std::ops::Range;
 
-use forestream_burn::Segment;
+use forestream_burn::{JointText, Segment};
 use forestream_model::{
     BLOCK_LEN, Checkpoint, CpuModel, DecoderConfig, Hidden, KvCache, LoadOptions, Model, ModelError, NodeId, Outputs,
     Row, TokenId, TokenTree,
@@ -23,12 +24,14 @@ const SEGMENT_LEN: usize = 128;
 /// The frozen model, which makes segments of examples.
 pub(crate) struct FeatureExtractor {
     model: CpuModel,
-    first_msa_layer: usize,
+    first_layer: usize,
     num_streams: usize,
     /// The tokens whose probabilities streams learn from; none where they learn from the text.
     taught: Option<Vec<TokenId>>,
     /// The cache of the last text: most prompts begin alike, and what they share is not computed again.
     last: Option<KvCache>,
+    /// The boundary states of the last text from its first position on, where all positions are asked for.
+    last_boundary: Vec<f32>,
 }
 
 /// Consecutive positions of an example.
@@ -39,7 +42,7 @@ pub(crate) struct Stretch {
 
 /// What a text leaves in the frozen model.
 struct Trace {
-    /// States where the streams begin, from some position on.
+    /// States before the first trained layer, from some position on.
     boundary: Vec<f32>,
     /// The model's distributions over the taught tokens, of the same positions and one more.
     probabilities: Vec<f32>,
@@ -48,19 +51,19 @@ struct Trace {
 }
 
 impl FeatureExtractor {
-    /// Loads the frozen model.
+    /// Loads the frozen model; layers from `first_layer` on are trained.
     ///
     /// # Errors
     /// As [`CpuModel::load`].
     pub(crate) fn load(
         checkpoint: &Checkpoint,
-        first_msa_layer: usize,
+        first_layer: usize,
         num_streams: usize,
         options: LoadOptions,
     ) -> Result<Self, ModelError> {
         let mut model = CpuModel::load(checkpoint, options)?;
-        model.keep_boundary(first_msa_layer);
-        Ok(Self { model, first_msa_layer, num_streams, taught: None, last: None })
+        model.keep_boundary(first_layer);
+        Ok(Self { model, first_layer, num_streams, taught: None, last: None, last_boundary: Vec::new() })
     }
 
     /// Adds the model's own distributions over `tokens` to what is extracted.
@@ -95,6 +98,26 @@ impl FeatureExtractor {
         Ok(stretches)
     }
 
+    /// All positions of an example that have targets, for a pass in which main rows are trained too.
+    ///
+    /// # Errors
+    /// If a pass fails.
+    pub(crate) fn joint_text(&mut self, example: &Example) -> Result<JointText, ModelError> {
+        let text = example.text();
+        let first = example.prompt.len() - 1;
+        let streams = first..first + example.num_positions();
+        let num_tokens = streams.end + self.num_streams;
+        let read = &text[..text.len() - 1];
+        let shared = self.shared_len(&read[..read.len() - 1]);
+        let trace = self.run(read, shared)?;
+        self.last_boundary.truncate(shared * self.config().hidden_size);
+        self.last_boundary.extend(trace.boundary);
+        self.last = Some(trace.cache);
+        let boundary = self.last_boundary.clone();
+        let tokens = text[1..].iter().copied().chain(std::iter::repeat(0)).take(num_tokens).collect();
+        Ok(JointText { boundary, tokens, main: first..read.len(), streams })
+    }
+
     /// Runs `text` and keeps the boundary states from position `first` on.
     fn run(&self, text: &[TokenId], first: usize) -> Result<Trace, ModelError> {
         let mut cache = self.cache_for(&text[..first]);
@@ -120,9 +143,15 @@ impl FeatureExtractor {
     fn cache_for(&self, prompt: &[TokenId]) -> KvCache {
         let capacity = self.config().max_position_embeddings;
         match &self.last {
-            Some(last) => last.fork(last.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count()),
+            Some(last) => last.fork(self.shared_len(prompt)),
             None => self.model.new_cache(capacity),
         }
+    }
+
+    /// How many tokens the last text and `prompt` begin with alike.
+    fn shared_len(&self, prompt: &[TokenId]) -> usize {
+        let last = self.last.as_ref().map_or([].as_slice(), KvCache::tokens);
+        last.iter().zip(prompt).take_while(|(a, b)| a == b).count()
     }
 
     /// Adds the softmax over `tokens` of each row.
@@ -146,7 +175,7 @@ impl FeatureExtractor {
 
     fn segment(&self, text: &[TokenId], trace: &Trace, first: usize, positions: Range<usize>) -> Segment {
         let width = self.config().hidden_size;
-        let layers = self.first_msa_layer..self.config().num_hidden_layers;
+        let layers = self.first_layer..self.config().num_hidden_layers;
         let (keys, values) = layers.map(|layer| keys_and_values(&trace.cache, layer, positions.end)).unzip();
         let num_tokens = positions.len() + self.num_streams;
         let tokens = text[positions.start + 1..].iter().copied().chain(std::iter::repeat(0)).take(num_tokens);

@@ -1,4 +1,4 @@
-//! Training of adapters: a frozen model's texts in, speculative streams out.
+//! Training of adapters: texts in, speculative streams out, and in joint mode a task for the model's own rows.
 //!
 //! The types that matter: [`DataReader`], rows of a file as [`Example`]s; [`TrainJob`], what to train; and [`Trainer`],
 //! the run, which can be stopped and resumed bit for bit. The crate knows no command line. Source: Speculative Streaming
@@ -16,6 +16,7 @@ mod export;
 mod features;
 mod gradients;
 mod objective;
+mod pieces;
 mod progress;
 mod schedule;
 mod settings;
@@ -24,11 +25,11 @@ mod tensorboard;
 mod trainer;
 
 pub use checkpoint::CHECKPOINT;
-pub use data::{DataError, DataReader, Dataset, Example};
+pub use data::{DataError, DataReader, Dataset, Draw, Example, RowTexts};
 pub use error::TrainError;
 pub use evaluate::Evaluation;
 pub use export::Origin;
-pub use progress::{LOG, Observer, StepReport, StepSeconds};
-pub use settings::{Objective, Preset, TrainSettings};
+pub use progress::{LOG, MainFigures, Observer, StepReport, StepSeconds};
+pub use settings::{JointSettings, Objective, Preset, TrainSettings};
 pub use tensorboard::EVENTS;
 pub use trainer::{Outcome, Start, TrainJob, Trainer};

@@ -1,10 +1,42 @@
-//! The loss of stream rows and its gradient with respect to their logits, in plain loops.
+//! The loss of rows and its gradient with respect to their logits, in plain loops.
 //!
 //! The gradient is computed here and handed to the differentiable model, which saves the graph of a softmax over
 //! thousands of rows and leaves one place where an objective is defined.
 
+use forestream_model::TokenId;
+
 use crate::settings::Objective;
 use crate::targets::{Target, Targets};
+
+/// What a set of main rows gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct MainScore {
+    /// Sum of losses.
+    pub(crate) loss: f64,
+    /// Rows whose most probable token was the target.
+    pub(crate) hits: u64,
+    /// All rows.
+    pub(crate) rows: u64,
+}
+
+impl MainScore {
+    /// Adds what other rows gave.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.hits += other.hits;
+        self.rows += other.rows;
+    }
+
+    /// The mean loss.
+    pub(crate) fn mean_loss(&self) -> f64 {
+        self.loss / self.rows.max(1) as f64
+    }
+
+    /// The share of rows whose most probable token was the target.
+    pub(crate) fn accuracy(&self) -> f64 {
+        self.hits as f64 / self.rows.max(1) as f64
+    }
+}
 
 /// What a set of stream rows gave.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,6 +112,19 @@ pub(crate) fn score_rows(logits: &mut [f32], targets: &Targets, objective: Objec
         };
         score.loss += f64::from(weight) * loss;
         score.weight += f64::from(weight);
+    }
+    score
+}
+
+/// Cross entropy of main rows over the whole vocabulary: scores the rows of `logits` and replaces them by the gradient
+/// of their summed loss times `scale`.
+pub(crate) fn main_cross_entropy(logits: &mut [f32], targets: &[TokenId], scale: f32) -> MainScore {
+    let mut score = MainScore::default();
+    let width = logits.len() / targets.len();
+    for (logits, &target) in logits.chunks_exact_mut(width).zip(targets) {
+        let best = softmax(logits);
+        let loss = cross_entropy(logits, target as usize, scale);
+        score.add(MainScore { loss, hits: u64::from(best == target as usize), rows: 1 });
     }
     score
 }
@@ -189,6 +234,23 @@ mod tests {
         let expected = [4.0_f64.ln(), 0.5 * (4.0_f64 / 3.0).ln(), 0.25];
         for (objective, expected) in [Objective::Ce, Objective::Kl, Objective::Tv].into_iter().zip(expected) {
             assert!((loss(objective) - expected).abs() < 1e-6, "{objective:?}: {}", loss(objective));
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_main_rows_is_that_of_their_loss() {
+        let targets = [2, 1, 0];
+        let mut gradient = LOGITS;
+        let score = main_cross_entropy(&mut gradient, &targets, 0.25);
+        assert_eq!((score.hits, score.rows), (2, 3));
+        for index in 0..LOGITS.len() {
+            let shifted = |by: f32| {
+                let mut logits = LOGITS;
+                logits[index] += by;
+                main_cross_entropy(&mut logits, &targets, 1.0).loss
+            };
+            let expected = 0.25 * (shifted(0.01) - shifted(-0.01)) / 0.02;
+            assert!((f64::from(gradient[index]) - expected).abs() < 1e-4, "{index}: {} {expected}", gradient[index]);
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::TrainError;
 use crate::evaluate::Evaluation;
+use crate::objective::MainScore;
 use crate::tensorboard::EventFile;
 
 /// The name of the log in the output directory.
@@ -23,13 +24,16 @@ pub struct StepReport {
     pub num_steps: usize,
     /// The epoch, from 0.
     pub epoch: usize,
-    /// Mean loss over weighted targets, before the step.
+    /// Mean loss of streams over weighted targets, before the step.
     pub loss: f64,
     /// By depth: how often the most probable token was the target.
     pub accuracy: Vec<f64>,
     /// `1 + sum_k prod_(i<=k) accuracy_i`.
     pub tau: f64,
-    /// The learning rate.
+    /// The main rows, where they are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub main: Option<MainFigures>,
+    /// The learning rate of streams.
     pub lr: f64,
     /// The norm of the gradients before clipping.
     pub gradient_norm: f64,
@@ -43,12 +47,28 @@ pub struct StepReport {
     pub seconds: StepSeconds,
 }
 
+/// How main rows predict the next token of completions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MainFigures {
+    /// Mean loss: the logarithm of the perplexity.
+    pub loss: f64,
+    /// The share of rows whose most probable token is the next one.
+    pub accuracy: f64,
+}
+
+impl MainFigures {
+    /// The figures of a score; none where no main row was scored.
+    pub(crate) fn of(score: &MainScore) -> Option<Self> {
+        (score.rows > 0).then(|| Self { loss: score.mean_loss(), accuracy: score.accuracy() })
+    }
+}
+
 /// Where the time of a step went.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepSeconds {
     /// The engine's passes over the texts.
     pub features: f64,
-    /// Streams forward and backward.
+    /// Trained rows forward and backward.
     pub passes: f64,
     /// Clipping and update.
     pub optimizer: f64,
@@ -94,6 +114,7 @@ impl TrainLog {
     pub(crate) fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
         self.write(&serde_json::to_value(report).expect("a report is plain data"))?;
         let mut figures = figures("train", report.loss, report.tau, &report.accuracy);
+        figures.extend(main_figures("train", report.main));
         figures.push(("train/learning_rate".to_owned(), report.lr));
         figures.push(("train/gradient_norm".to_owned(), report.gradient_norm));
         figures.push(("train/positions_per_second".to_owned(), report.positions_per_second));
@@ -103,6 +124,7 @@ impl TrainLog {
     pub(crate) fn evaluation(&mut self, step: usize, evaluation: &Evaluation) -> Result<(), TrainError> {
         self.write(&serde_json::json!({ "step": step, "evaluation": evaluation }))?;
         let mut figures = figures("held_out", evaluation.loss, evaluation.tau, &evaluation.accuracy);
+        figures.extend(main_figures("held_out", evaluation.main));
         figures.push(("held_out/chain".to_owned(), evaluation.chain));
         self.events.scalars(step, &figures)
     }
@@ -118,6 +140,12 @@ fn figures(group: &str, loss: f64, tau: f64, accuracy: &[f64]) -> Vec<(String, f
     let depths = accuracy.iter().enumerate();
     figures.extend(depths.map(|(depth, &accuracy)| (format!("{group}/accuracy_{}", depth + 1), accuracy)));
     figures
+}
+
+/// The figures of main rows, where they are trained.
+fn main_figures(group: &str, main: Option<MainFigures>) -> impl Iterator<Item = (String, f64)> {
+    let named = move |main: MainFigures| [("main_loss", main.loss), ("main_accuracy", main.accuracy)];
+    main.into_iter().flat_map(named).map(move |(name, value)| (format!("{group}/{name}"), value))
 }
 
 fn step_of(line: &str) -> Option<usize> {

@@ -1,6 +1,6 @@
 //! What a run is asked for, and presets of streams.
 
-use forestream_model::streams::{LoraConfig, Projection, StreamConfig, StreamPosition};
+use forestream_model::streams::{LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamPosition};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -26,6 +26,28 @@ pub struct TrainSettings {
     pub save_steps: usize,
     /// Steps between evaluations on held-out examples.
     pub eval_steps: usize,
+    /// How main rows learn a task beside the streams; `None` leaves them as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint: Option<JointSettings>,
+}
+
+/// How main rows learn a task in the same run as the streams.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JointSettings {
+    /// The greatest learning rate of main rows' changes.
+    pub main_lr: f64,
+    /// Weight of the main rows' mean loss.
+    pub main_loss_weight: f64,
+    /// Weight of the streams' mean loss.
+    pub stream_loss_weight: f64,
+}
+
+impl Default for JointSettings {
+    /// The update of a stream's own weights hardly depends on the size of its loss; main rows, which both losses change,
+    /// are to follow their own.
+    fn default() -> Self {
+        Self { main_lr: 1e-3, main_loss_weight: 1.0, stream_loss_weight: 0.3 }
+    }
 }
 
 impl Default for TrainSettings {
@@ -40,6 +62,7 @@ impl Default for TrainSettings {
             seed: 0,
             save_steps: 200,
             eval_steps: 200,
+            joint: None,
         }
     }
 }
@@ -60,10 +83,22 @@ impl TrainSettings {
             ("--save-steps", self.save_steps > 0, "must be at least 1"),
             ("--eval-steps", self.eval_steps > 0, "must be at least 1"),
         ];
-        match checks.into_iter().find(|(_, holds, _)| !holds) {
+        let joint = self.joint.as_ref().map(JointSettings::checks).unwrap_or_default();
+        match checks.into_iter().chain(joint).find(|(_, holds, _)| !holds) {
             Some((flag, _, problem)) => Err(TrainError::setting(flag, problem)),
             None => Ok(()),
         }
+    }
+}
+
+impl JointSettings {
+    fn checks(&self) -> Vec<(&'static str, bool, &'static str)> {
+        let is_weight = |weight: f64| weight.is_finite() && weight >= 0.0;
+        vec![
+            ("--main-lr", self.main_lr.is_finite() && self.main_lr > 0.0, "must be above 0"),
+            ("--main-loss-weight", is_weight(self.main_loss_weight), "must be at least 0"),
+            ("--stream-loss-weight", is_weight(self.stream_loss_weight), "must be at least 0"),
+        ]
     }
 }
 
@@ -121,6 +156,21 @@ impl Preset {
             },
             lora: LoraConfig { rank: 8, alpha: 16.0, target_modules: vec![Projection::QProj, Projection::VProj] },
         }
+    }
+
+    /// The preset for joint mode: a task's texts can be foreseen further.
+    #[must_use]
+    pub fn in_joint_mode(mut self) -> Self {
+        if self.name == Self::fast().name {
+            self.streams.num_streams = 6;
+        }
+        self
+    }
+
+    /// Low-rank changes of main rows: all projections of the `num_layers` top layers.
+    pub fn main_lora(num_layers: usize) -> MainLoraConfig {
+        let lora = LoraConfig { rank: 16, alpha: 32.0, target_modules: Projection::ALL.to_vec() };
+        MainLoraConfig { num_layers, lora }
     }
 
     /// The preset of a name.

@@ -1,6 +1,6 @@
 //! What each stream of each position should foresee, and how much it counts.
 
-use forestream_burn::Segment;
+use forestream_model::TokenId;
 
 use crate::data::Example;
 use crate::draft_vocabulary::DraftRows;
@@ -38,12 +38,18 @@ pub(crate) struct Teacher {
 }
 
 impl Targets {
-    /// The targets of a segment: stream `j` of position `t` foresees token `t + 1 + j`.
-    pub(crate) fn of(segment: &Segment, example: &Example, num_streams: usize, vocabulary: &DraftRows) -> Self {
-        let num_positions = segment.tokens.len() - num_streams;
-        // Token `i` of a segment follows position `first_position + i`, and `len - 1 - first_position` tokens follow.
-        let num_following = example.prompt.len() + example.completion.len() - 1 - segment.first_position;
-        let target = |index: usize| match segment.tokens.get(index).filter(|_| index < num_following) {
+    /// The targets of consecutive positions of an example: stream `j` of position `t` foresees token `t + 1 + j`.
+    /// `following` has the token after each position, and `num_streams` more.
+    pub(crate) fn of(
+        example: &Example,
+        first_position: usize,
+        following: &[TokenId],
+        num_streams: usize,
+        vocabulary: &DraftRows,
+    ) -> Self {
+        let num_positions = following.len() - num_streams;
+        let num_following = example.prompt.len() + example.completion.len() - 1 - first_position;
+        let target = |index: usize| match following.get(index).filter(|_| index < num_following) {
             Some(&token) => vocabulary.row(token).map_or(Target::OutsideVocabulary, Target::Row),
             None => Target::None,
         };
@@ -75,19 +81,13 @@ impl Targets {
 
 #[cfg(test)]
 mod tests {
-    use forestream_model::TokenId;
-
     use super::*;
-
-    fn segment(first_position: usize, tokens: &[TokenId]) -> Segment {
-        Segment { first_position, boundary: Vec::new(), tokens: tokens.to_vec(), keys: Vec::new(), values: Vec::new() }
-    }
 
     #[test]
     fn streams_foresee_the_tokens_after_the_emitted_one() {
         // Position 1 (the prompt's end) emits 5; its streams foresee 6 and 7. Token 7 is not in the vocabulary.
         let example = Example { prompt: vec![1, 2], completion: vec![5, 6, 7] };
-        let targets = Targets::of(&segment(1, &[5, 6, 7, 0]), &example, 2, &DraftRows::new(&[6, 5], 10));
+        let targets = Targets::of(&example, 1, &[5, 6, 7, 0], 2, &DraftRows::new(&[6, 5], 10));
         assert_eq!(targets.rows, [Target::Row(0), Target::OutsideVocabulary, Target::OutsideVocabulary, Target::None]);
         assert_eq!([0, 1, 2, 3].map(|row| targets.weight(row)), [1.0, 0.0, 0.0, 0.0]);
     }
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_teacher_is_the_main_row_that_predicts_the_same_token() {
         let example = Example { prompt: vec![1, 2], completion: vec![5, 6, 7] };
-        let mut targets = Targets::of(&segment(1, &[5, 6, 7, 0]), &example, 2, &DraftRows::new(&[6, 5], 10));
+        let mut targets = Targets::of(&example, 1, &[5, 6, 7, 0], 2, &DraftRows::new(&[6, 5], 10));
         // Position 1 foresees 6 and 7, which main rows 2 and 3 predict; position 2 foresees 7.
         targets.teacher = Some(Teacher { probabilities: vec![0.2, 0.8, 0.3, 0.7], width: 2 });
         assert_eq!([0, 1, 2].map(|row| targets.taught(row).unwrap()[0]), [0.2, 0.3, 0.3]);
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn deeper_streams_count_less() {
         let example = Example { prompt: vec![1], completion: vec![1, 2, 3, 4] };
-        let targets = Targets::of(&segment(0, &[1, 2, 3, 4]), &example, 3, &DraftRows::new(&[], 10));
+        let targets = Targets::of(&example, 0, &[1, 2, 3, 4], 3, &DraftRows::new(&[], 10));
         assert_eq!(targets.rows, [Target::Row(2), Target::Row(3), Target::Row(4)]);
         assert!((targets.total_weight() - 2.71).abs() < 1e-6);
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use forestream_burn::tensor::Device;
 use forestream_burn::{StreamBase, StreamWeights};
-use forestream_model::streams::{Adapter, AdapterConfig};
+use forestream_model::streams::{Adapter, AdapterConfig, TrainingMode};
 use forestream_model::{Checkpoint as BaseCheckpoint, DecoderConfig, LoadOptions, TokenId};
 use serde_json::{Map, Value};
 
@@ -14,18 +14,20 @@ use crate::batch::Order;
 use crate::checkpoint::{CHECKPOINT, Checkpoint, Progress};
 use crate::data::{Dataset, Example};
 use crate::draft_vocabulary::{self, DraftRows};
-use crate::evaluate::{Evaluation, Streams, evaluate};
+use crate::evaluate::{Evaluation, evaluate};
 use crate::export::{self, Origin, TrainedOn};
-use crate::features::{FeatureExtractor, Stretch};
-use crate::gradients::{Batch, gradients};
+use crate::features::FeatureExtractor;
+use crate::gradients::{BatchScore, gradients};
 use crate::objective::tau;
-use crate::progress::{Observer, StepReport, StepSeconds, TrainLog};
+use crate::pieces::{Piece, PieceMaker};
+use crate::progress::{MainFigures, Observer, StepReport, StepSeconds, TrainLog};
 use crate::settings::{Objective, TrainSettings};
-use crate::targets::Targets;
 use crate::{TrainError, schedule};
 
 /// Gradients are scaled down to this norm.
 const MAX_GRADIENT_NORM: f64 = 1.0;
+/// A kept adapter's main rows have at most this many times the lowest loss that was measured.
+const MAX_MAIN_LOSS: f64 = 1.01;
 
 /// What to train, on what, and where it goes.
 #[derive(Debug)]
@@ -99,21 +101,29 @@ impl Trainer {
         let adapter = job.adapter;
         adapter.validate(&decoder).map_err(|problem| TrainError::setting("adapter sizes", problem))?;
         job.settings.validate()?;
+        if (adapter.mode == TrainingMode::Joint) != job.settings.joint.is_some() {
+            return Err(TrainError::setting(
+                "--mode",
+                "`joint` needs settings for main rows, and only `joint` has them",
+            ));
+        }
+        if job.settings.joint.is_some() && job.settings.objective != Objective::Ce {
+            return Err(TrainError::setting("--objective", "the model itself changes in joint mode; use `ce`"));
+        }
         let draft_vocabulary = match adapter.streams.draft_vocab_size {
             Some(size) => draft_vocabulary::choose(&job.training.examples, size, decoder.vocab_size),
             None => Vec::new(),
         };
         let device = Device::flex();
-        let first_msa_layer = adapter.first_msa_layer(&decoder);
+        let base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
         let num_streams = adapter.streams.num_streams;
-        let mut features = FeatureExtractor::load(job.base, first_msa_layer, num_streams, job.load_options)?;
+        let mut features = FeatureExtractor::load(job.base, base.first_layer(), num_streams, job.load_options)?;
         if job.settings.objective != Objective::Ce {
             features.teach(match draft_vocabulary.as_slice() {
                 [] => (0..decoder.vocab_size as TokenId).collect(),
                 tokens => tokens.to_vec(),
             });
         }
-        let base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
         let weights = initial_weights(job.initial, &adapter, &decoder, job.settings.seed, &device)?;
         let mut order = Order::new(job.training.examples.len(), job.settings.seed);
         let num_steps = plan(&job.settings, &mut order, &job.training.examples);
@@ -230,19 +240,26 @@ impl Trainer {
         let started = Instant::now();
         let place = self.progress.place;
         let indices = self.order.batch(place, &self.training.examples, self.settings.batch_tokens);
-        let batch = self.batch(&indices)?;
-        let num_positions = batch.num_positions();
+        let pieces = self.pieces(&indices)?;
+        let num_positions = pieces.iter().map(Piece::num_positions).sum();
         let after_features = started.elapsed().as_secs_f64();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device);
-        let (score, mut gradients) = gradients(&self.base, &weights, batch, self.settings.objective)?;
+        let (score, mut gradients) = gradients(&self.base, &weights, pieces, &self.settings)?;
+        let BatchScore { streams: score, main } = score;
         let after_passes = started.elapsed().as_secs_f64();
         let step = self.progress.step + 1;
-        let gradient_norm = clip(&mut gradients, MAX_GRADIENT_NORM);
-        if !score.loss.is_finite() || !gradient_norm.is_finite() {
+        // By kind of row: the great gradients of fresh streams must not hold main rows back.
+        let norms = [false, true]
+            .map(|is_main| clip(&mut gradients, MAX_GRADIENT_NORM, &|name| is_of_main_rows(name) == is_main));
+        let gradient_norm = norms[0].hypot(norms[1]);
+        if !(score.loss + main.loss).is_finite() || !gradient_norm.is_finite() {
             return Err(TrainError::NotFinite { step });
         }
-        let rate = self.settings.lr * schedule::factor(self.share_after(step));
-        self.optimizer.update(&mut self.weights, &gradients, rate as f32, step);
+        let factor = schedule::factor(self.share_after(step));
+        let rate = self.settings.lr * factor;
+        let main_rate = self.settings.joint.as_ref().map_or(0.0, |joint| joint.main_lr * factor);
+        let rate_of = |name: &str| if is_of_main_rows(name) { main_rate as f32 } else { rate as f32 };
+        self.optimizer.update(&mut self.weights, &gradients, &rate_of, step);
         let seconds = started.elapsed().as_secs_f64();
         self.progress.step = step;
         self.progress.place += indices.len();
@@ -257,6 +274,7 @@ impl Trainer {
             loss: score.mean_loss(),
             tau: tau(&accuracy),
             accuracy,
+            main: MainFigures::of(&main),
             lr: rate,
             gradient_norm,
             num_positions,
@@ -270,39 +288,39 @@ impl Trainer {
         })
     }
 
-    fn batch(&mut self, indices: &[usize]) -> Result<Batch, TrainError> {
-        let num_streams = self.adapter.streams.num_streams;
-        let (mut segments, mut targets) = (Vec::new(), Vec::new());
+    fn pieces(&mut self, indices: &[usize]) -> Result<Vec<Piece>, TrainError> {
+        let mut maker = PieceMaker { features: &mut self.features, base: &self.base, vocabulary: &self.draft_rows };
+        let mut pieces = Vec::new();
         for &index in indices {
-            let example = &self.training.examples[index];
-            for Stretch { segment, teacher } in self.features.stretches(example)? {
-                let mut own = Targets::of(&segment, example, num_streams, &self.draft_rows);
-                own.teacher = teacher;
-                targets.push(own);
-                segments.push(segment);
-            }
+            pieces.extend(maker.pieces(&self.training.examples[index])?);
         }
-        Ok(Batch { segments, targets })
+        Ok(pieces)
     }
 
-    /// Measures on held-out examples, and exports the adapter if it is the best so far.
+    /// Measures on held-out examples, and exports the adapter if it is the one to keep.
     fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
         let started = Instant::now();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device).frozen();
-        let mut streams = Streams {
-            features: &mut self.features,
-            base: &self.base,
-            vocabulary: &self.draft_rows,
-            num_streams: self.adapter.streams.num_streams,
-        };
-        let evaluation = evaluate(&mut streams, &weights, &self.held_out.examples)?;
-        let rank = |evaluation: &Evaluation| (evaluation.tau, -evaluation.loss);
-        if self.progress.best.as_ref().is_none_or(|best| rank(&evaluation) > rank(best)) {
+        let maker = PieceMaker { features: &mut self.features, base: &self.base, vocabulary: &self.draft_rows };
+        let evaluation = evaluate(maker, &weights, &self.held_out.examples)?;
+        if self.is_to_be_kept(&evaluation) {
             self.export(&evaluation)?;
             self.progress.best = Some(evaluation.clone());
         }
         self.progress.seconds += started.elapsed().as_secs_f64();
         Ok(evaluation)
+    }
+
+    /// Without a task the greatest tau is kept. With one, the latest weights whose main rows are about as good as any
+    /// before: streams draft for the main rows of their own step, and still get better when these do not.
+    fn is_to_be_kept(&mut self, evaluation: &Evaluation) -> bool {
+        let Some(main) = &evaluation.main else {
+            let rank = |evaluation: &Evaluation| (evaluation.tau, -evaluation.loss);
+            return self.progress.best.as_ref().is_none_or(|best| rank(evaluation) > rank(best));
+        };
+        let lowest = self.progress.lowest_main_loss.map_or(main.loss, |lowest| lowest.min(main.loss));
+        self.progress.lowest_main_loss = Some(lowest);
+        main.loss <= MAX_MAIN_LOSS * lowest
     }
 
     fn export(&self, evaluation: &Evaluation) -> Result<(), TrainError> {
@@ -356,6 +374,7 @@ impl Trainer {
             identity.insert(format!("{name}.sha256"), data.sha256.clone().into());
             identity.insert(format!("{name}.examples"), data.examples.len().into());
             identity.insert(format!("{name}.positions"), data.num_positions().into());
+            identity.extend(data.selection.clone().map(|selection| (format!("{name}.selection"), selection.into())));
         }
         identity
     }
@@ -394,6 +413,11 @@ fn initial_weights(
             Err(TrainError::setting("--init-from", problem))
         }
     }
+}
+
+/// Whether a tensor changes main rows.
+fn is_of_main_rows(name: &str) -> bool {
+    name.starts_with("main.")
 }
 
 /// Nested objects as one, with dotted names.

@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use forestream_text::{AddSpecial, ChatTemplate, ParseSpecial, SpecialTokens, Tokenizer};
-use forestream_train::{DataError, DataReader, Dataset};
+use forestream_train::{DataError, DataReader, Dataset, Draw, RowTexts};
+use serde_json::{Map, Value};
 
 struct Fixture {
     tokenizer: Tokenizer,
@@ -28,6 +29,7 @@ impl Fixture {
             fingerprint: "0123456789abcdef",
             vocab_size: 320,
             max_len: 200,
+            rows: None,
         }
     }
 
@@ -38,7 +40,7 @@ impl Fixture {
     }
 
     fn read(&self, text: &str) -> Result<Dataset, DataError> {
-        self.reader().read(&self.file(text))
+        self.reader().read(&self.file(text), None)
     }
 
     fn text(&self, ids: &[u32]) -> String {
@@ -96,7 +98,7 @@ fn every_answer_of_a_conversation_is_an_example() {
 fn texts_are_joined_as_they_are_without_a_template() {
     let fixture = Fixture::new();
     let path = fixture.file(r#"{"prompt": "Hi", "completion": " there"}"#);
-    let dataset = DataReader { template: None, ..fixture.reader() }.read(&path).unwrap();
+    let dataset = DataReader { template: None, ..fixture.reader() }.read(&path, None).unwrap();
     let encode = |text| fixture.tokenizer.encode(text, AddSpecial::AsConfigured, ParseSpecial::No).unwrap();
     assert_eq!(dataset.examples[0].prompt, encode("Hi"));
     assert_eq!(fixture.text(&dataset.examples[0].completion), " there<|im_end|>");
@@ -131,6 +133,56 @@ fn the_last_rows_are_held_out() {
 }
 
 #[test]
+fn a_draw_takes_rows_from_everywhere_and_keeps_the_header() {
+    let fixture = Fixture::new();
+    let header = "{\"forestream_distill\": 1, \"model\": \"m\", \"fingerprint\": \"0123456789abcdef\"}\n";
+    let rows = (0..50).map(|i| format!("{{\"prompt\": \"{i}\", \"completion\": \"abc\"}}\n"));
+    let rows = header.to_owned() + &rows.collect::<String>();
+    let drawn = |count, seed| fixture.reader().read(&fixture.file(&rows), Some(Draw { count, seed })).unwrap();
+    let all = fixture.read(&rows).unwrap().examples;
+    let places = |dataset: &Dataset| -> Vec<usize> {
+        dataset.examples.iter().map(|example| all.iter().position(|other| other == example).unwrap()).collect()
+    };
+    let (first, second) = (drawn(12, 1), drawn(12, 2));
+    assert_eq!(first, drawn(12, 1));
+    assert_eq!(places(&first).len(), 12);
+    assert!(places(&first).is_sorted() && places(&first)[11] > 25, "{:?}", places(&first));
+    assert_ne!(places(&first), places(&second));
+    assert_eq!(drawn(99, 1).examples, all);
+    assert_eq!(first.selection.as_deref(), Some("12 rows drawn with seed 1"));
+    let other = rows.replace("0123456789abcdef", "ffff");
+    fixture.reader().read(&fixture.file(other), Some(Draw { count: 1, seed: 1 })).unwrap_err();
+}
+
+/// Questions and answers under names of their own.
+#[derive(Debug)]
+struct Quiz;
+
+impl RowTexts for Quiz {
+    fn prompt_and_completion(&self, row: &Map<String, Value>) -> Result<[String; 2], String> {
+        let text = |field: &str| row.get(field).and_then(Value::as_str).ok_or("no quiz").map(str::to_owned);
+        Ok([text("question")?, text("answer")?])
+    }
+
+    fn description(&self) -> String {
+        "quiz".to_owned()
+    }
+}
+
+#[test]
+fn rows_of_another_form_are_read_by_whoever_knows_it() {
+    let fixture = Fixture::new();
+    let reader = DataReader { rows: Some(&Quiz), ..fixture.reader() };
+    let row = r#"{"question": "Hi", "answer": "Hello there"}"#;
+    let dataset = reader.read(&fixture.file(row), None).unwrap();
+    let plain = fixture.read(r#"{"prompt": "Hi", "completion": "Hello there"}"#).unwrap();
+    assert_eq!(dataset.examples, plain.examples);
+    assert_eq!(dataset.selection.as_deref(), Some("quiz"));
+    let error = reader.read(&fixture.file("{}"), None).unwrap_err().to_string();
+    assert!(error.contains("line 1: no quiz"), "{error}");
+}
+
+#[test]
 fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
     let fixture = Fixture::new();
     let good = "{\"prompt\": \"Hi\", \"completion\": \"there\"}\n";
@@ -158,8 +210,8 @@ fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
         assert!(error.contains("rows.jsonl, line 3") && error.contains(expected), "{row}: {error}");
     }
     let path = fixture.file([good.as_bytes(), b"\xff\xfe\n"].concat());
-    let error = fixture.reader().read(&path).unwrap_err().to_string();
+    let error = fixture.reader().read(&path, None).unwrap_err().to_string();
     assert!(error.contains("line 2") && error.contains("UTF-8"), "{error}");
     assert!(matches!(fixture.read("\n"), Err(DataError::Empty { .. })));
-    assert!(matches!(fixture.reader().read(Path::new("/no/such.jsonl")), Err(DataError::Read { .. })));
+    assert!(matches!(fixture.reader().read(Path::new("/no/such.jsonl"), None), Err(DataError::Read { .. })));
 }

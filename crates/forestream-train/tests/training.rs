@@ -5,10 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use forestream_model::streams::{ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, TrainingMode};
-use forestream_model::{Checkpoint, LoadOptions};
+use forestream_model::{Checkpoint, CpuModel, Hidden, LoadOptions, Model, Outputs, Row, TokenTree};
 use forestream_train::{
-    CHECKPOINT, Dataset, EVENTS, Evaluation, Example, LOG, Objective, Observer, Origin, Outcome, Preset, Start,
-    StepReport, TrainError, TrainJob, TrainSettings, Trainer,
+    CHECKPOINT, Dataset, EVENTS, Evaluation, Example, JointSettings, LOG, Objective, Observer, Origin, Outcome, Preset,
+    Start, StepReport, TrainError, TrainJob, TrainSettings, Trainer,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -53,6 +53,7 @@ fn counting(name: &str, count: u32) -> Dataset {
         name: name.to_owned(),
         sha256: format!("{count:064x}"),
         examples: examples.collect(),
+        selection: None,
         num_too_short: 0,
         num_cut: 0,
     }
@@ -105,6 +106,36 @@ fn settings(steps: usize) -> TrainSettings {
 /// Changes one thing of a job.
 type Change<'a> = &'a dyn Fn(&mut TrainJob<'_>);
 
+/// The same run, in which main rows learn to count too.
+fn make_joint(job: &mut TrainJob<'_>) {
+    let mut main_lora = Preset::main_lora(2);
+    main_lora.lora.rank = 4;
+    job.adapter.mode = TrainingMode::Joint;
+    job.adapter.main_lora = Some(main_lora);
+    job.settings.joint = Some(JointSettings { main_lr: 1e-2, ..JointSettings::default() });
+}
+
+/// How often the engine's most probable token is the next one of a completion.
+fn accuracy_of_main_rows(base: &Checkpoint, adapter: Option<Adapter>, data: &Dataset) -> f64 {
+    let mut model = CpuModel::load(base, LoadOptions::default()).unwrap();
+    if let Some(adapter) = adapter {
+        model.attach(adapter, base).unwrap();
+    }
+    let (mut hits, mut rows) = (0, 0);
+    for example in &data.examples {
+        let text = example.text();
+        let (mut cache, tree, mut hidden) = (model.new_cache(64), TokenTree::chain(&text), Hidden::new());
+        model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+        for (index, &token) in example.completion.iter().enumerate() {
+            let (row, mut logits) = (example.prompt.len() - 1 + index, Vec::new());
+            model.logits(&hidden, row..row + 1, &mut logits);
+            let is_hit = logits.iter().all(|&logit| logit <= logits[token as usize]);
+            (hits, rows) = (hits + usize::from(is_hit), rows + 1);
+        }
+    }
+    f64::from(hits as u32) / f64::from(rows as u32)
+}
+
 /// All tensors of a checkpoint: weights and moments.
 fn tensors(output: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = std::fs::read(output.join(CHECKPOINT)).unwrap();
@@ -151,9 +182,47 @@ fn streams_learn_and_the_adapter_is_exported() {
 }
 
 #[test]
+fn a_joint_run_teaches_main_rows_and_streams() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let mut watcher = Watcher::default();
+    let mut job = job(&base, directory.path(), settings(60));
+    make_joint(&mut job);
+    let held_out = job.held_out.clone();
+    let Outcome::Finished(kept) = Trainer::new(job).unwrap().run(Start::Fresh, &mut watcher).unwrap() else {
+        panic!("not finished")
+    };
+    let [first, last] = [&watcher.reports[0], &watcher.reports[59]];
+    assert!(last.loss < 0.6 * first.loss, "streams: {} {}", first.loss, last.loss);
+    assert!(last.main.unwrap().loss < 0.6 * first.main.unwrap().loss, "{:?} {:?}", first.main, last.main);
+    let losses: Vec<f64> = watcher.evaluations.iter().map(|(_, evaluation)| evaluation.main.unwrap().loss).collect();
+    let lowest = |count: usize| losses[..count].iter().copied().fold(f64::INFINITY, f64::min);
+    let latest_good = (0..losses.len()).rfind(|&index| losses[index] <= 1.01 * lowest(index + 1)).unwrap();
+    assert_eq!(kept, watcher.evaluations[latest_good].1, "{losses:?}");
+
+    let adapter = Adapter::open(directory.path(), base.config(), &base.fingerprint()).unwrap();
+    assert_eq!(adapter.config.mode, TrainingMode::Joint);
+    let before = accuracy_of_main_rows(&base, None, &held_out);
+    let after = accuracy_of_main_rows(&base, Some(adapter), &held_out);
+    assert!(before < 0.1 && (after - kept.main.unwrap().accuracy).abs() < 0.05, "{before} {after} {kept:?}");
+    let card = std::fs::read_to_string(directory.path().join("README.md")).unwrap();
+    assert!(card.contains("fits the top 2 layers to a task") && card.contains("perplexity"), "{card}");
+}
+
+#[test]
 fn a_resumed_run_equals_one_that_was_never_interrupted() {
+    for change in [&|_: &mut TrainJob<'_>| {}, &make_joint as Change] {
+        check_resume(change);
+    }
+}
+
+fn check_resume(change: Change) {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
     let whole = directory.path().join("whole");
+    let job = |base, output: &Path, settings| {
+        let mut job = job(base, output, settings);
+        change(&mut job);
+        job
+    };
     Trainer::new(job(&base, &whole, settings(10))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
     for stop_after in [1, 3, 7] {
         let output = directory.path().join(format!("stopped-{stop_after}"));
@@ -209,6 +278,10 @@ fn resuming_another_run_is_refused_with_the_difference() {
         ("streams.num_streams = 2, but now it is 3", &|job| job.adapter.streams.num_streams = 3),
         ("base_model.fingerprint", &|job| job.adapter.base_model.fingerprint = "other".to_owned()),
         ("data.sha256", &|job| job.training.sha256 = "other".to_owned()),
+        ("mode = \"lossless\", but now it is \"joint\"", &make_joint),
+        ("data.selection = absent, but now it is \"2 rows\"", &|job| {
+            job.training.selection = Some("2 rows".to_owned());
+        }),
         ("eval_data.sha256", &|job| job.held_out.sha256 = "other".to_owned()),
     ];
     for (expected, change) in cases {
@@ -246,6 +319,15 @@ fn what_cannot_be_trained_or_written_is_an_error() {
         ("--lr", &|job| job.settings.lr = 0.0),
         ("--lr", &|job| job.settings.lr = f64::NAN),
         ("--save-steps", &|job| job.settings.save_steps = 0),
+        ("--mode", &|job| job.settings.joint = Some(JointSettings::default())),
+        ("--objective", &|job| {
+            make_joint(job);
+            job.settings.objective = Objective::Kl;
+        }),
+        ("--main-loss-weight", &|job| {
+            make_joint(job);
+            job.settings.joint = Some(JointSettings { main_loss_weight: -1.0, ..JointSettings::default() });
+        }),
         ("num_msa_layers", &|job| job.adapter.streams.num_msa_layers = 3),
         ("draft_vocab_size", &|job| job.adapter.streams.draft_vocab_size = Some(321)),
     ];

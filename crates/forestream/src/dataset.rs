@@ -84,6 +84,8 @@ pub struct Task {
     pub name: &'static str,
     /// The template; `{turns}` of a list is its first element.
     pub template: &'static str,
+    /// The field that holds the answer to be learnt.
+    pub completion: Option<&'static str>,
     /// The field that holds the category.
     pub category: Option<&'static str>,
 }
@@ -93,21 +95,24 @@ pub const TASKS: &[Task] = &[
     Task {
         name: "e2e",
         template: "Write one sentence that says all of this about a restaurant:\n{meaning_representation}",
+        completion: Some("reference"),
         category: None,
     },
     Task {
         name: "sql",
         template: "Write one SQL query that answers the question. Answer with the query alone.\n\n\
                    {context}\n\nQuestion: {question}",
+        completion: Some("answer"),
         category: None,
     },
     Task {
         name: "dialogsum",
         template: "Summarize this dialogue in one or two sentences.\n\n{dialogue}",
+        completion: Some("summary"),
         category: None,
     },
-    Task { name: "mt_bench", template: "{turns}", category: Some("category") },
-    Task { name: "prompts", template: "{prompt}", category: Some("source") },
+    Task { name: "mt_bench", template: "{turns}", completion: None, category: Some("category") },
+    Task { name: "prompts", template: "{prompt}", completion: None, category: Some("source") },
 ];
 
 /// The task of that name.
@@ -194,23 +199,13 @@ impl<'a> Row<'a> {
             Template::Task(task) => (task.template, task.category),
             Template::Text(text) => (text.as_str(), Some("category")),
         };
-        let mut text = String::new();
-        for piece in pieces(template)? {
-            match piece {
-                Piece::Text(literal) => text.push_str(&literal),
-                Piece::Field(field) => text.push_str(self.text(&field).ok_or_else(|| self.missing(field.clone()))?),
-            }
-        }
+        let text = fill(&pieces(template)?, &self.fields).map_err(|field| self.missing(field.to_owned()))?;
         let category = category.and_then(|field| self.text(field)).map(str::to_owned);
         Ok(DatasetPrompt { text, category, line: self.line })
     }
 
-    /// The text of a field; of a list, its first element.
     fn text(&self, field: &str) -> Option<&str> {
-        match self.fields.get(field)? {
-            Value::Array(elements) => elements.first()?.as_str(),
-            value => value.as_str(),
-        }
+        text_of(&self.fields, field)
     }
 
     fn missing(&self, field: String) -> DatasetError {
@@ -221,6 +216,25 @@ impl<'a> Row<'a> {
         let names: Vec<String> = self.fields.keys().map(|name| format!("{name:?}")).collect();
         names.join(", ")
     }
+}
+
+/// The text of a field; of a list, its first element.
+pub(crate) fn text_of<'a>(fields: &'a Map<String, Value>, field: &str) -> Option<&'a str> {
+    match fields.get(field)? {
+        Value::Array(elements) => elements.first()?.as_str(),
+        value => value.as_str(),
+    }
+}
+
+/// The text of a template for a row.
+///
+/// # Errors
+/// The first field that the row has not, or not as text.
+pub(crate) fn fill<'a>(pieces: &'a [Piece], fields: &Map<String, Value>) -> Result<String, &'a str> {
+    pieces.iter().try_fold(String::new(), |text, piece| match piece {
+        Piece::Text(literal) => Ok(text + literal),
+        Piece::Field(field) => Ok(text + text_of(fields, field).ok_or(field.as_str())?),
+    })
 }
 
 fn kind_of(value: &Value) -> &'static str {
@@ -235,13 +249,17 @@ fn kind_of(value: &Value) -> &'static str {
 }
 
 /// A part of a template.
-#[derive(Debug, PartialEq, Eq)]
-enum Piece {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
     Text(String),
     Field(String),
 }
 
-fn pieces(template: &str) -> Result<Vec<Piece>, DatasetError> {
+/// The parts of a template.
+///
+/// # Errors
+/// A brace without its partner.
+pub(crate) fn pieces(template: &str) -> Result<Vec<Piece>, DatasetError> {
     let wrong = || DatasetError::Template { template: template.to_owned() };
     let (mut pieces, mut literal) = (Vec::new(), String::new());
     let mut rest = template;

@@ -30,6 +30,7 @@ mod error;
 mod report;
 mod session;
 mod statistics;
+mod task_rows;
 mod tree_passes;
 mod vocabulary;
 

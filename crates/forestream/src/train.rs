@@ -3,19 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, StreamConfig, TrainingMode,
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, StreamConfig, TrainingMode,
 };
 use forestream_model::{Checkpoint, LoadOptions};
 use forestream_text::TextError;
-use forestream_train::{DataReader, TrainJob};
+use forestream_train::{DataReader, RowTexts, TrainJob};
 
 use crate::vocabulary::tokenizer_of;
 use crate::{EngineOptions, Error};
 
+pub use crate::task_rows::TaskRows;
 pub use forestream_model::streams::{Projection, TrainingMode as Mode};
 pub use forestream_train::{
-    CHECKPOINT, Evaluation, LOG, Objective, Observer, Origin, Outcome, Preset, Start, StepReport, TrainError,
-    TrainSettings, Trainer,
+    CHECKPOINT, Draw, Evaluation, JointSettings, LOG, MainFigures, Objective, Observer, Origin, Outcome, Preset, Start,
+    StepReport, TrainError, TrainSettings, Trainer,
 };
 
 /// The longest text, if nothing else is asked for and the model was trained for more.
@@ -28,8 +29,14 @@ pub struct TrainRequest {
     pub streams: StreamConfig,
     /// Low-rank changes of stream rows.
     pub lora: Option<LoraConfig>,
+    /// Low-rank changes of main rows' top layers, all of them if it says 0; the mode is joint where there are any.
+    pub main_lora: Option<MainLoraConfig>,
     /// Rows to train on.
     pub data: PathBuf,
+    /// How rows are read, if not by the names of their fields.
+    pub rows: Option<TaskRows>,
+    /// Which rows of `data` are taken; without it, all.
+    pub draw: Option<Draw>,
     /// Rows to measure on; without it, a part of `data`.
     pub eval_data: Option<PathBuf>,
     /// That part.
@@ -68,11 +75,12 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         fingerprint: &fingerprint,
         vocab_size: checkpoint.config().vocab_size,
         max_len,
+        rows: request.rows.as_ref().map(|rows| rows as &dyn RowTexts),
     };
-    let read = |path: &Path| reader.read(path).map_err(TrainError::from);
-    let mut training = read(&request.data)?;
+    let read = |path: &Path, draw| reader.read(path, draw).map_err(TrainError::from);
+    let mut training = read(&request.data, request.draw)?;
     let held_out = match &request.eval_data {
-        Some(path) => read(path)?,
+        Some(path) => read(path, None)?,
         None => training.split_off(request.eval_split).map_err(TrainError::from)?,
     };
     let architecture = checkpoint.config().architecture.clone();
@@ -88,13 +96,17 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         Some(format) => checkpoint.quantized(format)?,
         None => checkpoint,
     };
+    let mut main_lora = request.main_lora;
+    if let Some(main) = main_lora.as_mut().filter(|main| main.num_layers == 0) {
+        main.num_layers = checkpoint.config().num_hidden_layers;
+    }
     let adapter = AdapterConfig {
         format_version: ADAPTER_FORMAT_VERSION,
         base_model: BaseModel { name, fingerprint, architecture },
-        mode: TrainingMode::Lossless,
+        mode: if main_lora.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless },
         streams: request.streams,
         lora: request.lora,
-        main_lora: None,
+        main_lora,
         calibration: Vec::new(),
     };
     let (settings, output, origin) = (request.settings, request.output, request.origin);

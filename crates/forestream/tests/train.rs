@@ -70,6 +70,28 @@ fn one_command_makes_an_adapter_that_drafts() {
     refused.assert_error(1, &["trained for `tiny-llama`"]);
 }
 
+#[test]
+fn joint_mode_teaches_a_task_by_its_name() {
+    let sandbox = Sandbox::new();
+    let row = |i| format!("{{\"meaning_representation\": \"name[{i}]\", \"reference\": \"The {i} is a pub.\"}}\n");
+    let data = sandbox.file("e2e.jsonl", (0..40).map(row).collect::<String>());
+    let output = sandbox.path("adapter");
+    let flags = "--mode joint --task e2e --limit 20 --main-lora-layers 1 --main-lora-rank 4 --main-lr 0.01 --steps 4";
+    let run = train(&sandbox, &data, &output, flags);
+    for expected in ["train on e2e.jsonl: 19 examples", "learns in its top 1 layers", "perplexity"] {
+        assert!(run.assert_success().stderr.contains(expected), "{expected}: {}", run.stderr);
+    }
+    let provenance: Value = serde_json::from_slice(&std::fs::read(output.join("provenance.json")).unwrap()).unwrap();
+    let selection = provenance["data"]["selection"].as_str().unwrap();
+    assert!(selection.contains("about a restaurant") && selection.contains("20 rows drawn"), "{selection}");
+
+    let (model, adapter) = (tiny_model("tiny-llama"), output.to_str().unwrap());
+    let arguments = ["compare", "-m", &model, "--adapter", adapter, "--data", &data, "--task", "e2e", "--limit", "3"];
+    let more = ["-n", "16", "--spec-types", "none,streaming", "--output", "json"];
+    let compared = sandbox.run(&[arguments.as_slice(), &more].concat()).json();
+    assert_eq!(compared["arms"][1]["identical"], true, "{compared}");
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_the_run_and_resume_goes_on() {
@@ -131,6 +153,12 @@ fn settings_and_places_that_cannot_be_used_are_errors() {
         ("--adapter nowhere", 1, "--init-from"),
         ("--lora-target-modules q_proj,x_proj", 2, "known are q_proj"),
         ("--objective mse", 2, "ce, kl, tv"),
+        ("--task mt_bench", 1, "name its --completion-field"),
+        ("--template {a} --task e2e", 2, "cannot be used with"),
+        ("--template {a}", 2, "--completion-field"),
+        ("--completion-field a", 2, "required"),
+        ("--mode joint --main-lora-layers 3", 1, "main_lora.num_layers must be from 1 to 2"),
+        ("--mode joint --objective kl", 1, "use `ce`"),
         ("--epochs 2", 2, "cannot be used with"),
         ("--resume --dry-run", 2, "cannot be used with"),
     ];

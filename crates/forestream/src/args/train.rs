@@ -5,9 +5,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use forestream::train::{Objective, Origin, Preset, Projection, TrainRequest, TrainSettings};
+use forestream::dataset::Task;
+use forestream::train::{
+    Draw, JointSettings, Objective, Origin, Preset, Projection, TaskRows, TrainRequest, TrainSettings,
+};
 
 use super::low::ModelArgs;
+use super::values::task;
 
 /// `train`.
 #[derive(Args, Clone, Debug)]
@@ -29,18 +33,64 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
+    pub(crate) rows: RowArgs,
+    #[command(flatten)]
     pub(crate) streams: StreamArgs,
+    #[command(flatten)]
+    pub(crate) main: MainRowArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 }
 
+/// How rows become prompts and completions.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Rows")]
+pub(crate) struct RowArgs {
+    /// Built-in prompt template and completion: e2e, sql, dialogsum, prompts, mt_bench
+    #[arg(long, value_name = "NAME", group = "form", value_parser = task)]
+    pub(crate) task: Option<&'static Task>,
+    /// Prompt template with {field} placeholders
+    #[arg(long, value_name = "TEXT", group = "form", requires = "completion_field")]
+    pub(crate) template: Option<String>,
+    /// The field that holds the completion
+    #[arg(long, value_name = "NAME", requires = "form")]
+    pub(crate) completion_field: Option<String>,
+    /// Use N rows, drawn by the seed; 0 uses all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) limit: usize,
+}
+
+/// What is trained of the model itself.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "The model itself (with --mode joint)")]
+pub(crate) struct MainRowArgs {
+    /// Top layers that learn the task; 0 takes all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) main_lora_layers: usize,
+    /// Rank of their low-rank changes
+    #[arg(long, value_name = "N", default_value_t = Preset::main_lora(0).lora.rank)]
+    pub(crate) main_lora_rank: usize,
+    /// Scale of these changes, times the rank
+    #[arg(long, value_name = "X", default_value_t = Preset::main_lora(0).lora.alpha)]
+    pub(crate) main_lora_alpha: f32,
+    /// The greatest learning rate of these changes
+    #[arg(long, value_name = "X", default_value_t = JointSettings::default().main_lr)]
+    pub(crate) main_lr: f64,
+    /// Weight of the model's own loss
+    #[arg(long, value_name = "X", default_value_t = JointSettings::default().main_loss_weight)]
+    pub(crate) main_loss_weight: f64,
+    /// Weight of the streams' loss
+    #[arg(long, value_name = "X", default_value_t = JointSettings::default().stream_loss_weight)]
+    pub(crate) stream_loss_weight: f64,
+}
+
 /// What is trained.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Streams")]
 pub(crate) struct StreamArgs {
-    /// What is trained beside the streams; `lossless` leaves the model as it is
+    /// What is trained beside the streams: `lossless` leaves the model as it is, `joint` teaches it a task
     #[arg(long, value_name = "MODE", default_value = "lossless")]
     pub(crate) mode: ModeName,
     /// Sizes to start from; the flags below change single ones
@@ -116,6 +166,8 @@ pub(crate) struct RunArgs {
 pub(crate) enum ModeName {
     /// Nothing.
     Lossless,
+    /// The main rows.
+    Joint,
 }
 
 /// What streams learn from.
@@ -156,13 +208,22 @@ fn projection(name: &str) -> Result<Projection, String> {
 }
 
 /// What the library takes.
-pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> TrainRequest {
+///
+/// # Errors
+/// Rows without a known completion, or a template that is malformed.
+pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<TrainRequest> {
     let preset = preset(&args.streams);
     let run = &args.run;
-    TrainRequest {
+    let is_joint = args.streams.mode == ModeName::Joint;
+    let mut main_lora = Preset::main_lora(args.main.main_lora_layers);
+    (main_lora.lora.rank, main_lora.lora.alpha) = (args.main.main_lora_rank, args.main.main_lora_alpha);
+    Ok(TrainRequest {
         streams: preset.streams,
         lora: Some(preset.lora).filter(|lora| lora.rank > 0),
+        main_lora: is_joint.then_some(main_lora),
         data: args.data.clone(),
+        rows: task_rows(&args.rows)?,
+        draw: Some(Draw { count: args.rows.limit, seed: run.seed }).filter(|draw| draw.count > 0),
         eval_data: run.eval_data.clone(),
         eval_split: run.eval_split,
         settings: TrainSettings {
@@ -179,19 +240,41 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> TrainRequest {
                 ObjectiveName::Kl => Objective::Kl,
                 ObjectiveName::Tv => Objective::Tv,
             },
+            joint: is_joint.then_some(JointSettings {
+                main_lr: args.main.main_lr,
+                main_loss_weight: args.main.main_loss_weight,
+                stream_loss_weight: args.main.stream_loss_weight,
+            }),
         },
         output: args.output.clone(),
         init_from: args.init_from.clone(),
         origin,
+    })
+}
+
+fn task_rows(args: &RowArgs) -> anyhow::Result<Option<TaskRows>> {
+    let field = args.completion_field.as_deref();
+    match (args.task, &args.template, field) {
+        (Some(task), _, field) => match TaskRows::of_task(task, field) {
+            None => {
+                anyhow::bail!("rows of the task {} have no known completion; name its --completion-field", task.name)
+            }
+            rows => Ok(rows),
+        },
+        (None, Some(template), Some(field)) => Ok(Some(TaskRows::new(template, field)?)),
+        (None, _, _) => Ok(None),
     }
 }
 
 /// The preset, changed by what was typed.
 fn preset(args: &StreamArgs) -> Preset {
-    let ModeName::Lossless = args.mode;
-    let mut preset = match args.preset {
+    let preset = match args.preset {
         PresetName::Fast => Preset::fast(),
         PresetName::Paper => Preset::paper(),
+    };
+    let mut preset = match args.mode {
+        ModeName::Lossless => preset,
+        ModeName::Joint => preset.in_joint_mode(),
     };
     let (streams, lora) = (&mut preset.streams, &mut preset.lora);
     streams.num_streams = args.num_streams.unwrap_or(streams.num_streams);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::bail;
 use forestream::EngineOptions;
 use forestream::pull::ModelName;
-use forestream::train::{self, Evaluation, Observer, Origin, Outcome, Start, StepReport, Trainer};
+use forestream::train::{self, Evaluation, MainFigures, Observer, Origin, Outcome, Start, StepReport, Trainer};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{console, interrupt, pull};
@@ -24,7 +24,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
     let name = (!is_path).then(|| args.model.model.clone());
     let options = EngineOptions { name, ..args::engine_options(&args.model, &[]) };
-    let mut trainer = train::open(&path, &options, args::train_request(args, origin()))?;
+    let mut trainer = train::open(&path, &options, args::train_request(args, origin())?)?;
     for line in plan(&trainer) {
         console::note(&line);
     }
@@ -57,6 +57,12 @@ fn plan(trainer: &Trainer) -> Vec<String> {
         if data.num_cut > 0 {
             lines.push(format!("  {} texts were cut to the longest; --ctx-size allows longer ones", data.num_cut));
         }
+    }
+    if let Some(main) = &trainer.adapter().main_lora {
+        lines.push(format!(
+            "the model itself learns in its top {} layers, with rank {}",
+            main.num_layers, main.lora.rank
+        ));
     }
     let streams = &trainer.adapter().streams;
     lines.push(format!(
@@ -127,7 +133,8 @@ impl Progress {
 impl Observer for Progress {
     fn step(&mut self, report: &StepReport) {
         let text = format!(
-            "loss {:.3}  accuracy {}  tau {:.2}  {:.0} positions/s  {} left  lr {:.1e}",
+            "{}loss {:.3}  accuracy {}  tau {:.2}  {:.0} positions/s  {} left  lr {:.1e}",
+            main_figures(report.main.as_ref()),
             report.loss,
             accuracies(&report.accuracy),
             report.tau,
@@ -159,12 +166,26 @@ impl Observer for Progress {
 
 fn describe(evaluation: &Evaluation) -> String {
     format!(
-        "loss {:.3}, accuracy {}, tau {:.2}, chain {:.2} tokens per pass",
+        "{}loss {:.3}, accuracy {}, tau {:.2}, chain {:.2} tokens per pass",
+        main_figures(evaluation.main.as_ref()),
         evaluation.loss,
         accuracies(&evaluation.accuracy),
         evaluation.tau,
         evaluation.chain
     )
+}
+
+/// What main rows did, before what the streams did; nothing where they are not trained.
+fn main_figures(main: Option<&MainFigures>) -> String {
+    let line = |main: &MainFigures| {
+        format!(
+            "model: loss {:.3} perplexity {:.2} accuracy {:.3}; streams: ",
+            main.loss,
+            main.loss.exp(),
+            main.accuracy
+        )
+    };
+    main.map(line).unwrap_or_default()
 }
 
 fn accuracies(accuracy: &[f64]) -> String {

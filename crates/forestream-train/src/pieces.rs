@@ -1,0 +1,107 @@
+//! Pieces of examples as the differentiable model takes them, with what their rows should predict.
+//!
+//! The one place that knows both modes: where the model stays as it is, a piece is a segment with the engine's keys and
+//! values; in joint mode it is a whole text, whose main rows are trained too.
+
+use forestream_burn::tensor::Tensor;
+use forestream_burn::{
+    BurnError, JointLogits, JointText, Segment, StreamBase, StreamWeights, joint_logits, stream_logits,
+};
+use forestream_model::TokenId;
+use forestream_model::streams::TrainingMode;
+
+use crate::TrainError;
+use crate::data::Example;
+use crate::draft_vocabulary::DraftRows;
+use crate::features::{FeatureExtractor, Stretch};
+use crate::targets::Targets;
+
+/// What a pass reads.
+pub(crate) enum Input {
+    Lossless(Segment),
+    Joint(JointText),
+}
+
+/// Consecutive positions of an example.
+pub(crate) struct Piece {
+    pub(crate) input: Input,
+    pub(crate) targets: Targets,
+    /// The token after each main row that is trained; empty where none is.
+    pub(crate) main_targets: Vec<TokenId>,
+}
+
+/// The logits of a pass.
+pub(crate) struct Logits {
+    /// `[main rows, vocab_size]`; `None` where main rows are not trained.
+    pub(crate) main: Option<Tensor<2>>,
+    /// `[stream rows, draft vocabulary]`.
+    pub(crate) streams: Tensor<2>,
+}
+
+/// What makes pieces of examples.
+pub(crate) struct PieceMaker<'a> {
+    pub(crate) features: &'a mut FeatureExtractor,
+    pub(crate) base: &'a StreamBase,
+    pub(crate) vocabulary: &'a DraftRows,
+}
+
+impl PieceMaker<'_> {
+    /// The pieces of an example: all of its positions with targets.
+    ///
+    /// # Errors
+    /// If a pass fails.
+    pub(crate) fn pieces(&mut self, example: &Example) -> Result<Vec<Piece>, TrainError> {
+        if self.base.adapter().mode == TrainingMode::Joint {
+            let text = self.features.joint_text(example)?;
+            let targets = self.targets(example, text.streams.start, &text.tokens[text.streams.start..]);
+            return Ok(vec![Piece { input: Input::Joint(text), targets, main_targets: example.completion.clone() }]);
+        }
+        let stretches = self.features.stretches(example)?;
+        let piece = |Stretch { segment, teacher }: Stretch| {
+            let targets = Targets { teacher, ..self.targets(example, segment.first_position, &segment.tokens) };
+            Piece { input: Input::Lossless(segment), targets, main_targets: Vec::new() }
+        };
+        Ok(stretches.into_iter().map(piece).collect())
+    }
+
+    fn targets(&self, example: &Example, first_position: usize, following: &[TokenId]) -> Targets {
+        let num_streams = self.base.adapter().streams.num_streams;
+        Targets::of(example, first_position, following, num_streams, self.vocabulary)
+    }
+}
+
+impl Piece {
+    /// Positions with streams.
+    pub(crate) fn num_positions(&self) -> usize {
+        self.targets.rows.len() / self.targets.num_streams
+    }
+
+    /// The number of logits that a pass gives for this piece.
+    pub(crate) fn num_logits(&self, base: &StreamBase) -> usize {
+        self.targets.rows.len() * base.draft_vocab_size() + self.main_targets.len() * base.decoder().vocab_size
+    }
+}
+
+/// Runs pieces of one mode.
+///
+/// # Errors
+/// If the pass fails.
+pub(crate) fn run(base: &StreamBase, weights: &StreamWeights, inputs: Vec<Input>) -> Result<Logits, BurnError> {
+    let (mut segments, mut texts) = (Vec::new(), Vec::new());
+    for input in inputs {
+        match input {
+            Input::Lossless(segment) => segments.push(segment),
+            Input::Joint(text) => texts.push(text),
+        }
+    }
+    if texts.is_empty() {
+        return Ok(Logits { main: None, streams: stream_logits(base, weights, &segments)? });
+    }
+    let JointLogits { main, streams } = joint_logits(base, weights, &texts)?;
+    Ok(Logits { main: Some(main), streams })
+}
+
+/// The values of a tensor.
+pub(crate) fn values(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.try_into_vec_as::<f32>().expect("elements of the asked-for type")
+}
