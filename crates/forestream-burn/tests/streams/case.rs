@@ -119,27 +119,33 @@ pub(crate) struct Case {
     pub(crate) draft_vocabulary: &'static [TokenId],
     pub(crate) base: StreamBase,
     pub(crate) values: BTreeMap<String, Vec<f64>>,
+    device: Device,
 }
 
 impl Case {
     pub(crate) fn new(options: &Options) -> Self {
+        Self::on(&Device::flex(), options)
+    }
+
+    /// The same case on a device.
+    pub(crate) fn on(device: &Device, options: &Options) -> Self {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models");
         let checkpoint = Checkpoint::open(&models.join(options.model)).unwrap();
         let config = options.adapter(&checkpoint);
         let draft_vocabulary = options.draft_vocabulary;
-        let base = StreamBase::load(&checkpoint, &config, draft_vocabulary, &Device::flex()).unwrap();
+        let base = StreamBase::load(&checkpoint, &config, draft_vocabulary, device).unwrap();
         let random = |(index, spec): (usize, forestream_model::streams::TensorSpec)| {
             let values = numbers(100 + index as u64, spec.shape[0] * spec.shape[1], 0.3);
             (spec.name, values.into_iter().map(f64::from).collect())
         };
         let values = config.tensors(checkpoint.config()).into_iter().enumerate().map(random).collect();
-        Self { checkpoint, draft_vocabulary, base, values }
+        Self { checkpoint, draft_vocabulary, base, values, device: device.clone() }
     }
 
     pub(crate) fn weights(&self) -> StreamWeights {
         let single = |(name, values): (&String, &Vec<f64>)| (name.clone(), values.iter().map(|&x| x as f32).collect());
         let values = self.values.iter().map(single).collect();
-        StreamWeights::from_values(self.base.adapter(), self.base.decoder(), &values, &Device::flex())
+        StreamWeights::from_values(self.base.adapter(), self.base.decoder(), &values, &self.device)
     }
 
     /// Random states, keys and values of `num_positions` positions from `first_position` on.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod case;
+#[cfg(any(feature = "vulkan", feature = "wgpu"))]
+mod device;
 mod engine;
 mod joint;
 mod reference;
