@@ -114,3 +114,14 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         TrainJob { base: &checkpoint, load_options, adapter, training, held_out, settings, output, initial, origin };
     Ok(Trainer::new(job)?)
 }
+
+/// Writes the model that an adapter of joint mode makes of the base at `path` into `output`, as a Hugging Face directory;
+/// returns the names of the files.
+///
+/// # Errors
+/// A base or adapter that cannot be loaded, an adapter that changes nothing, or a file that cannot be written.
+pub fn merge(path: &Path, adapter: &Path, output: &Path) -> Result<Vec<String>, Error> {
+    let checkpoint = Checkpoint::open(path)?;
+    let adapter = Adapter::open(adapter, checkpoint.config(), &checkpoint.fingerprint())?;
+    Ok(forestream_train::merge(&checkpoint, &adapter, output)?)
+}

@@ -10,7 +10,7 @@ use serde_json::Value;
 use support::{Sandbox, tiny_model};
 
 const COMMANDS: &[&str] =
-    &["generate", "chat", "bench", "compare", "distill", "train", "inspect", "pull", "completions"];
+    &["generate", "chat", "bench", "compare", "distill", "train", "merge", "inspect", "pull", "completions"];
 
 #[test]
 fn help_lists_every_command_and_no_other() {

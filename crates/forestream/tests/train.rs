@@ -90,6 +90,13 @@ fn joint_mode_teaches_a_task_by_its_name() {
     let more = ["-n", "16", "--spec-types", "none,streaming", "--output", "json"];
     let compared = sandbox.run(&[arguments.as_slice(), &more].concat()).json();
     assert_eq!(compared["arms"][1]["identical"], true, "{compared}");
+
+    let merged = sandbox.path("merged");
+    let merge = || sandbox.run(&["merge", "-m", &model, "--adapter", adapter, "-o", merged.to_str().unwrap()]);
+    assert!(merge().assert_success().stdout.contains("model.safetensors, config.json"), "what was written is said");
+    merge().assert_error(1, &["--output", "choose another directory"]);
+    let answer = sandbox.run(&["generate", "-m", merged.to_str().unwrap(), "-p", "hi", "-n", "4", "--output", "json"]);
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 4);
 }
 
 #[cfg(unix)]

@@ -107,6 +107,13 @@ impl Checkpoint {
         self.indices.contains_key(name)
     }
 
+    /// The Hugging Face names of all weights, sorted.
+    pub fn weight_names(&self) -> impl Iterator<Item = &str> {
+        let mut names: Vec<&str> = self.indices.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names.into_iter()
+    }
+
     /// The weight with the Hugging Face name `name`, for example `model.layers.3.self_attn.q_proj.weight`.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use forestream::dataset::Task;
 use forestream::{Format, Isa};
 use serde_json::{Map, Value};
 
-use super::train::TrainArgs;
+use super::train::{MergeArgs, TrainArgs};
 use super::values::{
     LogitBias, OutputFormat, SpecType, StreamPassName, TableFormat, at_least_zero, format, isa, json_object,
     positive_fraction, task, threads,
@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Distill(DistillArgs),
     /// Train speculative streams for a model, on its answers or on texts of your own
     Train(TrainArgs),
+    /// Write the model that a jointly trained adapter makes, for other programs
+    Merge(MergeArgs),
     /// Describe a model file
     Inspect(InspectArgs),
     /// Fetch a model

@@ -10,7 +10,7 @@ use forestream::train::{
     Draw, JointSettings, Objective, Origin, Preset, Projection, TaskRows, TrainRequest, TrainSettings,
 };
 
-use super::low::ModelArgs;
+use super::low::{ModelArgs, StoreArgs};
 use super::values::task;
 
 /// `train`.
@@ -42,6 +42,23 @@ pub(crate) struct TrainArgs {
     pub(crate) run: RunArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+}
+
+/// `merge`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MergeArgs {
+    /// GGUF file, Hugging Face directory, known name, or Hub repository user/repo[:file-or-quantization]
+    #[arg(short, long, aliases = ["model-id", "model-path", "hf", "hf-repo"], value_name = "MODEL",
+          default_value = forestream::pull::DEFAULT_MODEL)]
+    pub(crate) model: String,
+    /// Directory of an adapter that was trained with --mode joint
+    #[arg(long, alias = "lora", value_name = "DIR")]
+    pub(crate) adapter: PathBuf,
+    /// Directory for the model: config.json, and weights in half precision
+    #[arg(short, long, alias = "save-path", value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 /// How rows become prompts and completions.

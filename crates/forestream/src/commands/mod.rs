@@ -8,6 +8,7 @@ mod distill;
 mod generate;
 mod inspect;
 mod interrupt;
+mod merge;
 mod model;
 mod prompts;
 mod pull;
@@ -30,6 +31,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Distill(args) => distill::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Train(args) => train::run(&args),

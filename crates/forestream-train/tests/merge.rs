@@ -1,0 +1,93 @@
+//! A merged model against its base with the adapter.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::{Path, PathBuf};
+
+use forestream_model::streams::{
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, Projection, StreamConfig,
+    StreamPosition, TrainingMode,
+};
+use forestream_model::{Checkpoint, CpuModel, Hidden, LoadOptions, Model, Outputs, Row, TokenTree};
+use forestream_train::merge;
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models").join(name)
+}
+
+/// An adapter whose changes are as large as the weights.
+fn adapter(base: &Checkpoint, mode: TrainingMode) -> Adapter {
+    let decoder = base.config();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() };
+    let config = AdapterConfig {
+        format_version: ADAPTER_FORMAT_VERSION,
+        base_model: BaseModel {
+            name: "tiny".to_owned(),
+            fingerprint: base.fingerprint(),
+            architecture: decoder.architecture.clone(),
+        },
+        mode,
+        streams: StreamConfig {
+            num_streams: 1,
+            num_msa_layers: 1,
+            position: StreamPosition::Following,
+            token_conditioning: false,
+            sampler_size: None,
+            draft_vocab_size: None,
+        },
+        lora: None,
+        main_lora: (mode == TrainingMode::Joint).then_some(MainLoraConfig { num_layers: 1, lora }),
+        calibration: Vec::new(),
+    };
+    let values = |len: usize| (0..len).map(|i| (0.7 * i as f32).sin() * 0.15).collect();
+    let tensors =
+        config.tensors(decoder).into_iter().map(|spec| (spec.name, values(spec.shape[0] * spec.shape[1]))).collect();
+    Adapter { config, tensors, draft_vocabulary: Vec::new() }
+}
+
+fn logits(model: &CpuModel) -> Vec<f32> {
+    let tokens: Vec<u32> = (1..20).map(|i| i * 13).collect();
+    let (mut cache, tree, mut hidden) = (model.new_cache(64), TokenTree::chain(&tokens), Hidden::new());
+    model.forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();
+    let mut logits = Vec::new();
+    model.logits(&hidden, 0..tokens.len(), &mut logits);
+    logits
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+}
+
+#[test]
+fn a_merged_model_is_the_base_with_its_adapter() {
+    for name in ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-llama-untied", "tiny-llama3-rope"] {
+        let base = Checkpoint::open(&model(name)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let adapter = adapter(&base, TrainingMode::Joint);
+        let names = merge(&base, &adapter, directory.path()).unwrap();
+        assert!(names.iter().any(|name| name == "tokenizer.json"), "{name}: {names:?}");
+
+        let plain = CpuModel::load(&base, LoadOptions::default()).unwrap();
+        let mut attached = CpuModel::load(&base, LoadOptions::default()).unwrap();
+        attached.attach(adapter, &base).unwrap();
+        let merged = Checkpoint::open(directory.path()).unwrap();
+        assert_eq!(merged.config(), base.config(), "{name}");
+        let merged = logits(&CpuModel::load(&merged, LoadOptions::default()).unwrap());
+        let error = difference(&merged, &logits(&attached));
+        assert!(error < 5e-3, "{name}: {error}");
+        assert!(difference(&merged, &logits(&plain)) > 0.05, "{name}: the adapter changes the model");
+    }
+}
+
+#[test]
+fn what_cannot_be_merged_is_said() {
+    let base = Checkpoint::open(&model("tiny-llama")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let said = |mode, output: &Path| merge(&base, &adapter(&base, mode), output).unwrap_err().to_string();
+    assert!(said(TrainingMode::Lossless, directory.path()).contains("--mode joint"));
+    std::fs::write(directory.path().join("model.safetensors"), b"mine").unwrap();
+    assert!(said(TrainingMode::Joint, directory.path()).contains("choose another directory"));
+    let file = directory.path().join("model.safetensors");
+    assert!(said(TrainingMode::Joint, &file).contains("cannot write"));
+}
