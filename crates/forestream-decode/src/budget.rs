@@ -38,8 +38,8 @@ impl Budget {
 #[derive(Clone, Debug, PartialEq)]
 pub struct CostCurve {
     points: Vec<(usize, f64)>,
-    /// Seconds of drafting, besides the pass.
-    draft_seconds: f64,
+    /// Seconds of drafting besides the pass, with 1, 2, ... streams; empty for a drafter that takes no time.
+    draft_seconds: Vec<f64>,
 }
 
 impl CostCurve {
@@ -61,18 +61,24 @@ impl CostCurve {
         if kept.is_empty() {
             return Err(DecodeError::CostCurve { nodes: 0, seconds: 0.0 });
         }
-        Ok(Self { points: kept, draft_seconds: 0.0 })
+        Ok(Self { points: kept, draft_seconds: Vec::new() })
     }
 
-    /// The same passes with a drafter that takes this long.
-    pub fn with_draft_seconds(mut self, draft_seconds: f64) -> Self {
+    /// The same passes with a drafter that takes this long with 1, 2, ... streams.
+    pub fn with_draft_seconds(mut self, draft_seconds: Vec<f64>) -> Self {
         self.draft_seconds = draft_seconds;
         self
     }
 
-    /// Seconds that drafting takes.
-    pub fn draft_seconds(&self) -> f64 {
-        self.draft_seconds
+    /// Seconds that drafting takes with 1, 2, ... streams, for keeping them in a file.
+    pub fn draft_points(&self) -> &[f64] {
+        &self.draft_seconds
+    }
+
+    /// Seconds that drafting takes with `num_streams` streams.
+    pub fn draft_seconds(&self, num_streams: usize) -> f64 {
+        let last = self.draft_seconds.len().saturating_sub(1);
+        self.draft_seconds.get(num_streams.saturating_sub(1).min(last)).copied().unwrap_or(0.0)
     }
 
     /// The least score with which any node can pay: what the cheapest further node costs, in passes over one.

@@ -7,10 +7,12 @@
 use crate::CostCurve;
 
 /// Weight of the newest round in the running mean.
-const NEWEST: f64 = 0.15;
+const NEWEST: f64 = 0.1;
 /// What drafting is believed to be worth before there is experience, and when it is tried again.
 const PRIOR: f64 = 1.3;
 const TRIAL: f64 = 1.03;
+/// How many draft tokens a round is believed to accept before there is experience.
+const PRIOR_REACH: f64 = 1.5;
 /// A mean that ends the doubt of earlier trials.
 const SUCCESS: f64 = 1.1;
 /// Rounds between trials: at first, and at most.
@@ -26,29 +28,38 @@ pub(crate) struct Worth {
     pause: u32,
     /// The pause after the next failure.
     next_pause: u32,
-    /// Whether the round under way was drafted.
-    is_drafted: bool,
+    /// Mean number of draft tokens that drafted rounds accept.
+    reach: f64,
+    /// How many streams the round under way was drafted with; 0 if it was not.
+    num_streams: usize,
 }
 
 impl Default for Worth {
     fn default() -> Self {
-        Self { rate: PRIOR, pause: 0, next_pause: FIRST_PAUSE, is_drafted: false }
+        Self { rate: PRIOR, pause: 0, next_pause: FIRST_PAUSE, reach: PRIOR_REACH, num_streams: 0 }
     }
 }
 
 impl Worth {
-    /// Whether to draft the coming round; to be asked once a round. Without known costs: always.
-    pub(crate) fn decide(&mut self, cost: Option<&CostCurve>) -> bool {
-        self.is_drafted = cost.is_none() || self.pause == 0;
+    /// How many of `num_streams` streams to draft the coming round with; to be asked once a round. Without known costs: all.
+    ///
+    /// One more than the text has lately reached is worth running; the others would cost time for nothing.
+    pub(crate) fn decide(&mut self, cost: Option<&CostCurve>, num_streams: usize) -> usize {
+        self.num_streams = match cost {
+            None => num_streams,
+            Some(_) if self.pause > 0 => 0,
+            Some(_) => num_streams.min((self.reach + 1.0).ceil() as usize),
+        };
         self.pause = self.pause.saturating_sub(1);
-        self.is_drafted
+        self.num_streams
     }
 
     /// Learns from a round over `num_nodes` nodes that emitted `num_emitted` tokens.
     pub(crate) fn record(&mut self, cost: Option<&CostCurve>, num_nodes: usize, num_emitted: usize) {
-        let Some(cost) = cost.filter(|_| self.is_drafted) else { return };
-        self.is_drafted = false;
-        let seconds = cost.seconds(num_nodes) + cost.draft_seconds();
+        let num_streams = std::mem::take(&mut self.num_streams);
+        let Some(cost) = cost.filter(|_| num_streams > 0) else { return };
+        self.reach += NEWEST * (num_emitted as f64 - 1.0 - self.reach);
+        let seconds = cost.seconds(num_nodes) + cost.draft_seconds(num_streams);
         let rate = num_emitted as f64 * cost.seconds(1) / seconds;
         self.rate += NEWEST * (rate - self.rate);
         if self.rate < 1.0 {
@@ -67,10 +78,10 @@ mod tests {
 
     /// How many of `rounds` rounds are drafted when each drafted one emits `num_emitted`.
     fn drafted(rounds: usize, num_emitted: usize) -> usize {
-        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap().with_draft_seconds(0.3);
+        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap().with_draft_seconds(vec![0.2, 0.25, 0.3]);
         let mut worth = Worth::default();
         let round = |_: &usize| {
-            let is_drafted = worth.decide(Some(&cost));
+            let is_drafted = worth.decide(Some(&cost), 3) > 0;
             worth.record(Some(&cost), if is_drafted { 4 } else { 1 }, if is_drafted { num_emitted } else { 1 });
             is_drafted
         };
@@ -81,6 +92,21 @@ mod tests {
     fn useless_drafts_become_rare_and_useful_ones_stay() {
         assert_eq!(drafted(200, 3), 200);
         assert!((1..=20).contains(&drafted(200, 1)), "{}", drafted(200, 1));
-        assert!(Worth::default().decide(None));
+        assert_eq!(Worth::default().decide(None, 4), 4);
+    }
+
+    #[test]
+    fn as_many_streams_run_as_the_text_reaches() {
+        let cost = CostCurve::new(&[(1, 1.0), (8, 1.1)]).unwrap();
+        for (num_emitted, expected) in [(1, 1), (2, 2), (4, 4), (6, 6)] {
+            let mut worth = Worth::default();
+            for _ in 0..100 {
+                worth.decide(Some(&cost), 6);
+                worth.record(Some(&cost), 8, num_emitted);
+            }
+            worth.pause = 0;
+            let num_streams = worth.decide(Some(&cost), 6);
+            assert!((expected..=expected + 1).contains(&num_streams), "{num_emitted} emitted: {num_streams}");
+        }
     }
 }

@@ -4,6 +4,10 @@ use forestream_decode::strategies::Streaming;
 use forestream_decode::{DecodeError, Draft, DraftRequest, Drafter, Limits, Random, VerifiedRound};
 use forestream_model::{Hidden, KvCache, Model, NodeId, Outputs, Row, TokenId, TokenTree};
 
+/// What nodes of a draft have to be worth while drafting is measured, as on a machine where a further node costs a tenth of a
+/// pass.
+const TYPICAL_MIN_SCORE: f32 = 0.1;
+
 /// Verification passes over trees of any size behind a filled cache, as a round makes them; nothing is committed.
 pub(crate) struct TreePasses<'m> {
     model: &'m dyn Model,
@@ -65,15 +69,15 @@ impl<'m> TreePasses<'m> {
 }
 
 impl TreePasses<'_> {
-    /// One draft of the streams behind the filled cache; none for a model without streams, or behind an empty cache.
+    /// One draft of `num_streams` streams behind the filled cache; none for a model without streams, or behind an empty cache.
     ///
     /// # Errors
     /// If the stream pass fails.
-    pub(crate) fn draft(&mut self) -> Result<(), DecodeError> {
+    pub(crate) fn draft(&mut self, num_streams: usize) -> Result<(), DecodeError> {
         let vocab_size = self.model.config().vocab_size;
         let context = some_tokens(2, vocab_size);
         let mut draft = Draft::new(context[1]);
-        let limits = Limits { max_nodes: 16, max_depth: usize::MAX, vocab_size, min_score: 0.0 };
+        let limits = Limits { max_nodes: 16, max_depth: num_streams, vocab_size, min_score: TYPICAL_MIN_SCORE };
         let mut request = DraftRequest {
             target: self.model,
             capacity: self.cache.capacity(),

@@ -198,7 +198,11 @@ impl Drafter for Streaming {
         let Some(streams) = request.target.streams() else { return Ok(()) };
         let room = request.cache.capacity() - request.cache.len();
         let num_streams = streams.adapter().streams.num_streams.min(request.limits.max_depth).min(room);
-        if self.boundary.is_empty() || num_streams == 0 || !self.worth.decide(request.cost) {
+        if self.boundary.is_empty() || num_streams == 0 {
+            return Ok(());
+        }
+        let num_streams = self.worth.decide(request.cost, num_streams);
+        if num_streams == 0 {
             return Ok(());
         }
         self.run(streams, num_streams, request)?;

@@ -42,7 +42,7 @@ impl CpuModel {
         let conditioning = has_conditioning.then(|| merger.dense("token_conditioning.weight", square)).transpose()?;
         let draft_head = match adapter.draft_vocabulary.as_slice() {
             [] => None,
-            tokens => Some(merger.draft_head(tokens)?),
+            tokens => Some(merger.draft_head(tokens, self.lm_head(), self.layers[first].o_proj[0].format())?),
         };
         let size = adapter.config.streams.sampler_size.unwrap_or(0);
         let head = draft_head.as_ref().unwrap_or(self.lm_head());
@@ -158,16 +158,12 @@ impl Merger<'_> {
         self.pack(name, shape, &self.adapter.tensors[name], Format::F32)
     }
 
-    /// The head's rows of `tokens`, stored as in the file.
-    fn draft_head(&self, tokens: &[TokenId]) -> Result<PackedMatrix, ModelError> {
-        let checkpoint = self.loader.checkpoint;
-        let config = checkpoint.config();
-        let name = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-        let weight = checkpoint.weight(name)?;
-        let row_bytes = weight.bytes.len() / weight.rows;
-        let rows = tokens.iter().flat_map(|&token| &weight.bytes[token as usize * row_bytes..][..row_bytes]);
-        let bytes: Vec<u8> = rows.copied().collect();
-        self.loader.pack(name, weight.format, [tokens.len(), config.hidden_size], &bytes, RowOrder::Same)
+    /// The rows of the model's head for `tokens`, stored as small as the layers: guesses bear it.
+    fn draft_head(&self, tokens: &[TokenId], head: &PackedMatrix, like: Format) -> Result<PackedMatrix, ModelError> {
+        let cols = head.cols();
+        let mut rows = vec![0.0; tokens.len() * cols];
+        self.loader.pool.for_each_row(&mut rows, cols, &|index, to| head.row(tokens[index] as usize, to));
+        self.pack("draft head", [tokens.len(), cols], &rows, merged_format(like))
     }
 
     /// Packs `values` in `format`, or as they are where rows are not whole blocks of it.
