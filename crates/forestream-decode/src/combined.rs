@@ -5,7 +5,7 @@ use forestream_model::NodeId;
 use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::{DecodeError, Draft, Drafter};
 
-/// Asks each drafter in turn; of equal nodes the higher score counts. For drafters that choose, not draw.
+/// Asks each drafter in turn and tells it what the earlier ones expect; of equal nodes the higher score counts. For drafters that choose, not draw.
 pub struct Combined {
     drafters: Vec<Box<dyn Drafter>>,
     /// One drafter's proposal.
@@ -46,6 +46,7 @@ impl Drafter for Combined {
         let root = draft.tree().token(NodeId::ROOT);
         for index in 0..self.drafters.len() {
             self.part.reset(root);
+            request.expected = draft.expected();
             self.drafters[index].draft(request, &mut self.part)?;
             self.merge_into(draft);
         }

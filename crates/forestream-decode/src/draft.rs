@@ -25,6 +25,8 @@ pub struct DraftRequest<'a> {
     pub random: Random,
     /// What passes cost, where that is known and decides.
     pub cost: Option<&'a CostCurve>,
+    /// How many tokens other drafters expect the round to accept of what they have proposed already.
+    pub expected: f32,
 }
 
 /// How large a tree may be.
@@ -194,6 +196,11 @@ impl Draft {
         let parent = self.tree.parent(node).map_or(1.0, |parent| self.score(parent));
         let raised = self.score(node).max(score).min(parent);
         self.scores[node.index()] = raised;
+    }
+
+    /// How many draft tokens the scores promise.
+    pub(crate) fn expected(&self) -> f32 {
+        self.scores[1..].iter().sum()
     }
 
     /// Nodes besides the root, probes included.

@@ -227,7 +227,8 @@ impl Sequence {
             let random = Random::draft(self.options.sampling.seed);
             let capacity = self.cache.capacity();
             let (context, cache, cost) = (&self.tokens[..], &mut self.cache, budget.cost());
-            let mut request = DraftRequest { target, cache, context, limits, capacity, random, cost };
+            let expected = 0.0;
+            let mut request = DraftRequest { target, cache, context, limits, capacity, random, cost, expected };
             self.drafter.draft(&mut request, &mut self.proposal)?;
         }
         self.cut(limits)

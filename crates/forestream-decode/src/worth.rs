@@ -1,7 +1,7 @@
 //! Whether drafting pays on this text: a drafter that costs time stops asking where plain decoding is faster.
 //!
 //! A drafted round is rated by the measured costs of its pass and of drafting: emitted tokens per second, in units of plain
-//! decoding. While the running mean is below 1, rounds go undrafted, twice as many after each trial that fails. Costs are
+//! decoding, or of what other drafters would have made of it. While the running mean is below 1, rounds go undrafted, twice as many after each trial that fails. Costs are
 //! measured once per machine and model, so the decision is a function of the text and reads no clock.
 
 use crate::CostCurve;
@@ -9,7 +9,7 @@ use crate::CostCurve;
 /// Weight of the newest round in the running mean.
 const NEWEST: f64 = 0.1;
 /// What drafting is believed to be worth before there is experience, and when it is tried again.
-const PRIOR: f64 = 1.3;
+const PRIOR: f64 = 1.1;
 const TRIAL: f64 = 1.03;
 /// How many draft tokens a round is believed to accept before there is experience.
 const PRIOR_REACH: f64 = 1.5;
@@ -30,27 +30,32 @@ pub(crate) struct Worth {
     next_pause: u32,
     /// Mean number of draft tokens that drafted rounds accept.
     reach: f64,
+    /// Tokens that the round under way was expected to emit without streams.
+    expected: f64,
     /// How many streams the round under way was drafted with; 0 if it was not.
     num_streams: usize,
 }
 
 impl Default for Worth {
     fn default() -> Self {
-        Self { rate: PRIOR, pause: 0, next_pause: FIRST_PAUSE, reach: PRIOR_REACH, num_streams: 0 }
+        Self { rate: PRIOR, pause: 0, next_pause: FIRST_PAUSE, reach: PRIOR_REACH, expected: 1.0, num_streams: 0 }
     }
 }
 
 impl Worth {
     /// How many of `num_streams` streams to draft the coming round with; to be asked once a round. Without known costs: all.
     ///
-    /// One more than the text has lately reached is worth running; the others would cost time for nothing.
-    pub(crate) fn decide(&mut self, cost: Option<&CostCurve>, num_streams: usize) -> usize {
+    /// One more than the text has lately reached is worth running; the others would cost time for nothing. Where other
+    /// drafters expect to reach as far already, none is.
+    pub(crate) fn decide(&mut self, cost: Option<&CostCurve>, num_streams: usize, expected: f32) -> usize {
         self.num_streams = match cost {
             None => num_streams,
+            Some(_) if f64::from(expected) >= self.reach => return 0,
             Some(_) if self.pause > 0 => 0,
             Some(_) => num_streams.min((self.reach + 1.0).ceil() as usize),
         };
         self.pause = self.pause.saturating_sub(1);
+        self.expected = 1.0 + f64::from(expected);
         self.num_streams
     }
 
@@ -60,7 +65,7 @@ impl Worth {
         let Some(cost) = cost.filter(|_| num_streams > 0) else { return };
         self.reach += NEWEST * (num_emitted as f64 - 1.0 - self.reach);
         let seconds = cost.seconds(num_nodes) + cost.draft_seconds(num_streams);
-        let rate = num_emitted as f64 * cost.seconds(1) / seconds;
+        let rate = num_emitted as f64 / self.expected * cost.seconds(1) / seconds;
         self.rate += NEWEST * (rate - self.rate);
         if self.rate < 1.0 {
             self.pause = self.next_pause;
@@ -81,7 +86,7 @@ mod tests {
         let cost = CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap().with_draft_seconds(vec![0.2, 0.25, 0.3]);
         let mut worth = Worth::default();
         let round = |_: &usize| {
-            let is_drafted = worth.decide(Some(&cost), 3) > 0;
+            let is_drafted = worth.decide(Some(&cost), 3, 0.0) > 0;
             worth.record(Some(&cost), if is_drafted { 4 } else { 1 }, if is_drafted { num_emitted } else { 1 });
             is_drafted
         };
@@ -92,7 +97,14 @@ mod tests {
     fn useless_drafts_become_rare_and_useful_ones_stay() {
         assert_eq!(drafted(200, 3), 200);
         assert!((1..=20).contains(&drafted(200, 1)), "{}", drafted(200, 1));
-        assert_eq!(Worth::default().decide(None, 4), 4);
+        assert_eq!(Worth::default().decide(None, 4, 0.0), 4);
+    }
+
+    #[test]
+    fn streams_rest_where_others_reach_as_far() {
+        let cost = CostCurve::new(&[(1, 1.0), (8, 1.1)]).unwrap();
+        let decide = |expected| Worth::default().decide(Some(&cost), 4, expected);
+        assert_eq!((decide(0.0), decide(3.0)), (3, 0));
     }
 
     #[test]
@@ -101,11 +113,11 @@ mod tests {
         for (num_emitted, expected) in [(1, 1), (2, 2), (4, 4), (6, 6)] {
             let mut worth = Worth::default();
             for _ in 0..100 {
-                worth.decide(Some(&cost), 6);
+                worth.decide(Some(&cost), 6, 0.0);
                 worth.record(Some(&cost), 8, num_emitted);
             }
             worth.pause = 0;
-            let num_streams = worth.decide(Some(&cost), 6);
+            let num_streams = worth.decide(Some(&cost), 6, 0.0);
             assert!((expected..=expected + 1).contains(&num_streams), "{num_emitted} emitted: {num_streams}");
         }
     }

@@ -29,7 +29,11 @@ struct Included {
 }
 
 /// Adapters of base models that need no flag, each lossless: they never change a token.
-const INCLUDED: &[Included] = &[];
+const INCLUDED: &[Included] = &[Included {
+    directory: "adapters/smollm2-135m-instruct/general-fast",
+    config: include_bytes!("../../../adapters/smollm2-135m-instruct/general-fast/adapter_config.json"),
+    weights: include_bytes!("../../../adapters/smollm2-135m-instruct/general-fast/adapter_model.safetensors"),
+}];
 
 /// The adapter for `checkpoint`.
 ///
@@ -46,9 +50,6 @@ pub(crate) fn choose(choice: &AdapterChoice, checkpoint: &Checkpoint) -> Result<
 }
 
 fn included(checkpoint: &Checkpoint) -> Result<Option<Adapter>, ModelError> {
-    if INCLUDED.is_empty() {
-        return Ok(None);
-    }
     let fingerprint = checkpoint.fingerprint();
     for adapter in INCLUDED {
         let path = Path::new(adapter.directory);
@@ -58,4 +59,26 @@ fn included(checkpoint: &Checkpoint) -> Result<Option<Adapter>, ModelError> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use forestream_model::streams::TrainingMode;
+
+    use super::*;
+
+    #[test]
+    fn included_adapters_are_lossless_and_belong_to_different_models() {
+        let configs: Vec<_> = INCLUDED
+            .iter()
+            .map(|adapter| Adapter::parse_config(Path::new(adapter.directory), adapter.config).unwrap())
+            .collect();
+        for (index, config) in configs.iter().enumerate() {
+            assert_eq!(config.mode, TrainingMode::Lossless);
+            assert_eq!(config.calibration.len(), config.streams.num_streams);
+            let fingerprint = &config.base_model.fingerprint;
+            assert!(configs[..index].iter().all(|other| other.base_model.fingerprint != *fingerprint));
+        }
+        assert!(INCLUDED.iter().all(|adapter| adapter.weights.len() < 16 << 20));
+    }
 }

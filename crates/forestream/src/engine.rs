@@ -117,7 +117,7 @@ impl Engine {
 
     /// The strategy when nobody names one: what this model can draft with.
     pub fn default_strategy(&self) -> &'static str {
-        if self.model.streams().is_some() { "streaming,ngram" } else { "ngram" }
+        if self.model.streams().is_some() { "ngram,streaming" } else { "ngram" }
     }
 
     /// What strategies of this model are built from.

@@ -86,6 +86,7 @@ impl TreePasses<'_> {
             limits,
             random: Random::draft(0),
             cost: None,
+            expected: 0.0,
         };
         self.drafter.draft(&mut request, &mut draft)
     }

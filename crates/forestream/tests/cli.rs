@@ -416,7 +416,7 @@ fn an_adapter_gives_streams_and_a_wrong_one_is_refused() {
     };
     let plain = generate(&model, &["--spec-type", "none"]).json();
     let report = generate(&model, &["--adapter", adapter]).json();
-    assert_eq!(report["speculative"]["strategy"], "streaming,ngram");
+    assert_eq!(report["speculative"]["strategy"], "ngram,streaming");
     assert_eq!(report["token_ids"], plain["token_ids"]);
     let arms = ["none", "streaming", "streaming+ngram"].join(",");
     let data = sandbox.file("data.jsonl", "{\"prompt\": \"one two\"}\n");

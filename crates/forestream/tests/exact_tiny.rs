@@ -105,7 +105,7 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
                 ("ngram", Some(16)),
                 ("streaming", Some(12)),
                 ("fused streaming", Some(15)),
-                ("streaming,ngram", Some(5)),
+                ("ngram,streaming", Some(5)),
             ];
             cases.extend(with_auto_budget.then_some(("auto", None))); // measuring costs takes a while
             for (strategy, budget) in cases {

@@ -70,9 +70,12 @@ fn all_ids(engine: &Engine, prompts: &[String], max_tokens: usize) -> (Vec<Vec<T
                 ..GenerateOptions::new(sampling.clone())
             };
             let (plain, _) = generate(engine, prompt, &options("none", None));
-            for budget in [Some(4), Some(16), None] {
-                let (ids, accepted) = generate(engine, prompt, &options("ngram", budget));
-                assert_eq!(ids, plain, "{prompt:?}, budget {budget:?}, temperature {}", sampling.temperature);
+            let cases =
+                [("ngram", Some(4)), ("ngram", Some(16)), ("ngram", None), ("streaming", Some(8)), ("auto", None)];
+            for (strategy, budget) in cases {
+                let (ids, accepted) = generate(engine, prompt, &options(strategy, budget));
+                let temperature = sampling.temperature;
+                assert_eq!(ids, plain, "{prompt:?}, {strategy}, budget {budget:?}, temperature {temperature}");
                 num_accepted += accepted;
             }
             all.push(plain);

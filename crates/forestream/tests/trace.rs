@@ -51,7 +51,7 @@ fn every_pass_of_every_strategy_is_recorded_and_changes_no_token() {
     let engine = engine(&sandbox);
     let mut session = engine.session();
     let prompt = session.plain_prompt(TEXT).unwrap();
-    for strategy in ["none", "ngram", "streaming", "streaming,ngram"] {
+    for strategy in ["none", "ngram", "streaming", "ngram,streaming"] {
         let mut answer = session.generate(&prompt, &options(strategy)).unwrap();
         answer.by_ref().for_each(|piece| drop(piece.unwrap()));
         let untraced = answer.finish();

@@ -201,7 +201,7 @@ impl Drafter for Streaming {
         if self.boundary.is_empty() || num_streams == 0 {
             return Ok(());
         }
-        let num_streams = self.worth.decide(request.cost, num_streams);
+        let num_streams = self.worth.decide(request.cost, num_streams, request.expected);
         if num_streams == 0 {
             return Ok(());
         }
