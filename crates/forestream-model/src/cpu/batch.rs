@@ -74,7 +74,7 @@ impl Batch {
                 visible.num_scattered += stream + 1;
                 self.visible.push(visible);
                 self.slots.push(first_slot + stream);
-                self.positions.push(committed + row.tree.depth(node) + stream + 1);
+                self.positions.push(row.tree.depth(node) + committed + 1 + stream);
             }
         }
         self.outputs.extend(0..self.slots.len());
