@@ -70,7 +70,7 @@ fn every_pass_of_every_strategy_is_recorded_and_changes_no_token() {
         let drafted: usize = rounds.iter().map(|pass| pass.nodes.len() - 1).sum();
         assert_eq!((drafted, drafted > 0), (report.timings.draft_n, strategy != "none"), "{strategy}");
         let ran_streams = rounds.iter().any(|pass| pass.times[Stage::Streams as usize] > Duration::ZERO);
-        assert_eq!(ran_streams, strategy.starts_with("streaming"), "{strategy}");
+        assert_eq!(ran_streams, strategy.contains("streaming"), "{strategy}");
     }
 }
 
