@@ -3,12 +3,13 @@
 use std::fmt;
 
 use burn_tensor::{Device, Tensor};
-use forestream_model::streams::{AdapterConfig, TrainingMode};
+use forestream_model::streams::{Adapter, AdapterConfig, TrainingMode};
 use forestream_model::{Checkpoint, DecoderConfig, TokenId};
 
-use crate::BurnError;
+use crate::changes::Changes;
 use crate::layer::Layer;
 use crate::load::{Loader, Table};
+use crate::{BurnError, StreamWeights};
 
 /// The top layers of a base model, its final norm, the draft vocabulary's rows of the LM head, and embeddings on demand.
 #[derive(Clone)]
@@ -64,6 +65,21 @@ impl StreamBase {
         let frequencies = decoder.rope.frequencies(decoder.head_dim);
         checkpoint.release();
         Ok(Self { adapter: config.clone(), decoder, layers, norm, head, main_head, embeddings, frequencies, device })
+    }
+
+    /// The same, with the changes of main rows that `adapter` makes added to the weights: streams are then trained for the
+    /// model that it makes of the base.
+    ///
+    /// # Panics
+    /// If a tensor of the adapter is missing.
+    #[must_use]
+    pub fn fitted_by(mut self, adapter: &Adapter) -> Self {
+        let main_config = AdapterConfig { lora: None, ..adapter.config.clone() };
+        let weights = StreamWeights::from_values(&main_config, &self.decoder, &adapter.tensors, &self.device).frozen();
+        for layer in &mut self.layers {
+            layer.add(&Changes::of_main_rows(&weights, &main_config));
+        }
+        self
     }
 
     /// Sizes and switches of the base model.

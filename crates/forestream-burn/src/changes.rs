@@ -34,6 +34,15 @@ impl<'a> Changes<'a> {
         changes
     }
 
+    /// The sum of the changes of this projection, `[outputs, inputs]`; `None` where there is none.
+    pub(crate) fn of_weight(&self, layer: usize, projection: Projection) -> Option<Tensor<2>> {
+        let change = |&(weights, prefix, lora): &(&StreamWeights, &str, &LoraConfig)| {
+            let [a, b] = weights.lora(prefix, layer, projection)?;
+            Some(b.clone().matmul(a.clone()).mul_scalar(lora.alpha / lora.rank as f32))
+        };
+        self.sets.iter().filter_map(change).reduce(|sum, change| sum + change)
+    }
+
     /// `projected`, plus `scale * x A^T B^T` of each change of this projection.
     pub(crate) fn add(
         &self,

@@ -42,6 +42,15 @@ pub(crate) struct Heads {
 }
 
 impl Layer {
+    /// Adds changes to the weights for good.
+    pub(crate) fn add(&mut self, changes: &Changes<'_>) {
+        for (projection, linear) in Projection::ALL.into_iter().zip(&mut self.projections) {
+            if let Some(change) = changes.of_weight(self.index, projection) {
+                linear.weight = linear.weight.clone() + change;
+            }
+        }
+    }
+
     /// Normalizes rows and projects them to rotated queries and keys, and to values.
     ///
     /// # Shapes

@@ -20,7 +20,7 @@ mod thread_pool;
 
 pub use activations::Activations;
 pub use attention::{Attention, AttentionScratch, BLOCK_SLOTS, HeadBlocks, Visible};
-pub use matmul::matmul;
+pub use matmul::{add_product, matmul};
 pub use packed::{PackError, PackedMatrix, RowOrder, WeightMemory};
 pub use rows::{add_assign, rms_norm, rms_norm_in_place, rotate_heads, silu_mul};
 pub use simd::{Isa, LANES};

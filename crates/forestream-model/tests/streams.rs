@@ -140,7 +140,10 @@ fn a_task_changes_main_rows_and_the_streams_above_them() {
     model.attach(task, &checkpoint).unwrap();
     let after = logits(&model);
     assert_ne!(after, before);
-    assert_eq!(states(&model, &[&TEXT], 3).concat(), after);
+    // Main rows carry the changes beside the base's weights, streams in their own: alike up to rounding.
+    for (stream, main) in states(&model, &[&TEXT], 3).concat().iter().zip(&after) {
+        assert!((stream - main).abs() < 1e-4, "{stream} {main}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use forestream_burn::{JointText, Segment};
+use forestream_model::streams::Adapter;
 use forestream_model::{
     BLOCK_LEN, Checkpoint, CpuModel, DecoderConfig, Hidden, KvCache, LoadOptions, Model, ModelError, NodeId, Outputs,
     Row, TokenId, TokenTree,
@@ -64,6 +65,16 @@ impl FeatureExtractor {
         let mut model = CpuModel::load(checkpoint, options)?;
         model.keep_boundary(first_layer);
         Ok(Self { model, first_layer, num_streams, taught: None, last: None, last_boundary: Vec::new() })
+    }
+
+    /// Takes the model that `adapter` makes of the base instead.
+    ///
+    /// # Errors
+    /// As [`CpuModel::attach`].
+    pub(crate) fn fit(&mut self, adapter: &Adapter, checkpoint: &Checkpoint) -> Result<(), ModelError> {
+        self.model.attach(adapter.clone(), checkpoint)?;
+        self.model.keep_boundary(self.first_layer);
+        Ok(())
     }
 
     /// Adds the model's own distributions over `tokens` to what is extracted.

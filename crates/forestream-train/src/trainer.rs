@@ -8,11 +8,12 @@ use forestream_burn::{StreamBase, StreamWeights};
 use forestream_model::streams::{Adapter, AdapterConfig, TrainingMode};
 use forestream_model::{Checkpoint as BaseCheckpoint, DecoderConfig, LoadOptions, TokenId};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::adamw::{AdamW, Named, clip};
 use crate::batch::Order;
 use crate::checkpoint::{CHECKPOINT, Checkpoint, Progress};
-use crate::data::{Dataset, Example};
+use crate::data::{Dataset, Example, hexadecimal};
 use crate::draft_vocabulary::{self, DraftRows};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::export::{self, Origin, TrainedOn};
@@ -46,6 +47,8 @@ pub struct TrainJob<'a> {
     pub settings: TrainSettings,
     /// Directory of adapter, log and checkpoint.
     pub output: PathBuf,
+    /// The adapter that makes the model of the base: its changes of main rows stay as they are.
+    pub fitted: Option<Adapter>,
     /// Weights to start from.
     pub initial: Option<Adapter>,
     /// What the card says about the run.
@@ -77,6 +80,7 @@ pub struct Trainer {
     adapter: AdapterConfig,
     draft_vocabulary: Vec<TokenId>,
     draft_rows: DraftRows,
+    fitted: Option<Adapter>,
     features: FeatureExtractor,
     base: StreamBase,
     training: Dataset,
@@ -115,9 +119,16 @@ impl Trainer {
             None => Vec::new(),
         };
         let device = Device::flex();
-        let base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
+        let mut base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
         let num_streams = adapter.streams.num_streams;
         let mut features = FeatureExtractor::load(job.base, base.first_layer(), num_streams, job.load_options)?;
+        if let Some(fitted) = &job.fitted {
+            if job.settings.joint.is_some() {
+                return Err(TrainError::setting("--adapter", "its model stays as it is; `joint` would change it"));
+            }
+            base = base.fitted_by(fitted);
+            features.fit(fitted, job.base)?;
+        }
         if job.settings.objective != Objective::Ce {
             features.teach(match draft_vocabulary.as_slice() {
                 [] => (0..decoder.vocab_size as TokenId).collect(),
@@ -140,6 +151,7 @@ impl Trainer {
             decoder,
             adapter,
             draft_vocabulary,
+            fitted: job.fitted,
             features,
             base,
             order,
@@ -326,8 +338,12 @@ impl Trainer {
     fn export(&self, evaluation: &Evaluation) -> Result<(), TrainError> {
         let mut config = self.adapter.clone();
         config.calibration.clone_from(&evaluation.calibration);
-        let adapter =
-            Adapter { config, tensors: self.weights.clone(), draft_vocabulary: self.draft_vocabulary.clone() };
+        let mut tensors = self.weights.clone();
+        if let Some(fitted) = &self.fitted {
+            (config.mode, config.main_lora) = (fitted.config.mode, fitted.config.main_lora.clone());
+            tensors.extend(main_tensors(fitted).map(|(name, values)| (name.clone(), values.clone())));
+        }
+        let adapter = Adapter { config, tensors, draft_vocabulary: self.draft_vocabulary.clone() };
         adapter.save(&self.output, &self.decoder)?;
         let trained_on = TrainedOn {
             step: self.progress.step,
@@ -370,6 +386,9 @@ impl Trainer {
         let plain = "settings are plain data";
         flatten("", serde_json::to_value(&self.settings).expect(plain), &mut identity);
         flatten("", serde_json::to_value(&self.adapter).expect(plain), &mut identity);
+        if let Some(fitted) = &self.fitted {
+            identity.insert("adapter.sha256".to_owned(), digest(main_tensors(fitted)).into());
+        }
         for (name, data) in [("data", &self.training), ("eval_data", &self.held_out)] {
             identity.insert(format!("{name}.sha256"), data.sha256.clone().into());
             identity.insert(format!("{name}.examples"), data.examples.len().into());
@@ -401,11 +420,12 @@ fn initial_weights(
     seed: u64,
     device: &Device,
 ) -> Result<Named, TrainError> {
-    let Some(initial) = initial else {
+    let Some(mut initial) = initial else {
         return Ok(StreamWeights::init(adapter, decoder, seed, device).values());
     };
-    let given = initial.config.tensors(decoder);
-    match adapter.tensors(decoder).into_iter().find(|spec| !given.contains(spec)) {
+    let (wanted, given) = (adapter.tensors(decoder), initial.config.tensors(decoder));
+    initial.tensors.retain(|name, _| wanted.iter().any(|spec| spec.name == *name));
+    match wanted.into_iter().find(|spec| !given.contains(spec)) {
         None => Ok(initial.tensors),
         Some(spec) => {
             let (name, shape) = (spec.name, spec.shape);
@@ -413,6 +433,20 @@ fn initial_weights(
             Err(TrainError::setting("--init-from", problem))
         }
     }
+}
+
+/// What an adapter changes of main rows, by name.
+fn main_tensors(adapter: &Adapter) -> impl Iterator<Item = (&String, &Vec<f32>)> {
+    adapter.tensors.iter().filter(|(name, _)| is_of_main_rows(name))
+}
+
+/// The SHA-256 of tensors' values, in hexadecimal.
+fn digest<'a>(tensors: impl Iterator<Item = (&'a String, &'a Vec<f32>)>) -> String {
+    let mut digest = Sha256::new();
+    for value in tensors.flat_map(|(_, values)| values) {
+        digest.update(value.to_le_bytes());
+    }
+    hexadecimal(&digest.finalize())
 }
 
 /// Whether a tensor changes main rows.

@@ -87,6 +87,7 @@ fn job<'a>(base: &'a Checkpoint, output: &Path, settings: TrainSettings) -> Trai
         held_out: counting("dev.jsonl", 6),
         settings,
         output: output.to_owned(),
+        fitted: None,
         initial: None,
         origin: Origin { command: "forestream train".to_owned(), ..Origin::default() },
     }
@@ -206,6 +207,44 @@ fn a_joint_run_teaches_main_rows_and_streams() {
     assert!(before < 0.1 && (after - kept.main.unwrap().accuracy).abs() < 0.05, "{before} {after} {kept:?}");
     let card = std::fs::read_to_string(directory.path().join("README.md")).unwrap();
     assert!(card.contains("fits the top 2 layers to a task") && card.contains("perplexity"), "{card}");
+}
+
+#[test]
+fn streams_of_a_joint_run_are_trained_on_while_its_model_stays() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let [first, second] = ["first", "second"].map(|name| directory.path().join(name));
+    let run = |job: TrainJob<'_>| match Trainer::new(job).unwrap().run(Start::Fresh, &mut Watcher::default()) {
+        Ok(Outcome::Finished(best)) => best,
+        other => panic!("{other:?}"),
+    };
+    let open = |output: &Path| Adapter::open(output, base.config(), &base.fingerprint()).unwrap();
+    let mut joint = job(&base, &first, settings(24));
+    make_joint(&mut joint);
+    let before = run(joint);
+    let joint = open(&first);
+    let fitted_job = |settings: TrainSettings| TrainJob {
+        fitted: Some(joint.clone()),
+        initial: Some(joint.clone()),
+        ..job(&base, &second, settings)
+    };
+
+    let unchanged = run(fitted_job(TrainSettings { lr: 1e-12, ..settings(1) }));
+    std::fs::remove_dir_all(&second).unwrap();
+    assert!((unchanged.loss - before.loss).abs() < 1e-2 * before.loss, "{} {}", unchanged.loss, before.loss);
+    assert!((unchanged.tau - before.tau).abs() < 0.05, "{} {}", unchanged.tau, before.tau);
+
+    let after = run(fitted_job(settings(24)));
+    assert!(after.loss < 0.9 * before.loss && after.tau > before.tau, "{after:?} {before:?}");
+    let adapter = open(&second);
+    assert_eq!((adapter.config.mode, &adapter.config.main_lora), (TrainingMode::Joint, &joint.config.main_lora));
+    for (name, values) in &adapter.tensors {
+        assert_eq!(*values == joint.tensors[name], name.starts_with("main."), "{name}");
+    }
+
+    let mut refused = fitted_job(settings(1));
+    make_joint(&mut refused);
+    let Err(error) = Trainer::new(refused) else { panic!("a model that stays as it is was to be trained") };
+    assert!(error.to_string().contains("--adapter"), "{error}");
 }
 
 #[test]

@@ -45,6 +45,9 @@ pub struct TrainRequest {
     pub settings: TrainSettings,
     /// Directory of the adapter.
     pub output: PathBuf,
+    /// An adapter of joint mode whose model gets the streams. Without another adapter to start from, they go on from its
+    /// own, and have their sizes.
+    pub adapter: Option<PathBuf>,
     /// An adapter to start from.
     pub init_from: Option<PathBuf>,
     /// What the card says about the run.
@@ -85,8 +88,13 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     };
     let architecture = checkpoint.config().architecture.clone();
     let name = options.name.clone().unwrap_or_else(|| crate::engine::file_name(path));
-    let initial = request.init_from.as_deref();
-    let initial = initial.map(|path| Adapter::open(path, checkpoint.config(), &fingerprint)).transpose()?;
+    let open = |path: &PathBuf| Adapter::open(path, checkpoint.config(), &fingerprint);
+    let fitted = request.adapter.as_ref().map(open).transpose()?;
+    let initial = request.init_from.as_ref().map(open).transpose()?.or_else(|| fitted.clone());
+    let (streams, lora) = match &fitted {
+        Some(fitted) if request.init_from.is_none() => (fitted.config.streams.clone(), fitted.config.lora.clone()),
+        _ => (request.streams, request.lora),
+    };
     let usual = LoadOptions::default();
     let load_options = LoadOptions {
         num_threads: options.threads.unwrap_or(usual.num_threads),
@@ -104,15 +112,24 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         format_version: ADAPTER_FORMAT_VERSION,
         base_model: BaseModel { name, fingerprint, architecture },
         mode: if main_lora.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless },
-        streams: request.streams,
-        lora: request.lora,
+        streams,
+        lora,
         main_lora,
         calibration: Vec::new(),
     };
     let (settings, output, origin) = (request.settings, request.output, request.origin);
-    let job =
-        TrainJob { base: &checkpoint, load_options, adapter, training, held_out, settings, output, initial, origin };
-    Ok(Trainer::new(job)?)
+    Ok(Trainer::new(TrainJob {
+        base: &checkpoint,
+        load_options,
+        adapter,
+        training,
+        held_out,
+        settings,
+        output,
+        fitted,
+        initial,
+        origin,
+    })?)
 }
 
 /// Writes the model that an adapter of joint mode makes of the base at `path` into `output`, as a Hugging Face directory;

@@ -34,10 +34,16 @@ unsafe fn broadcast(row: *const QuantBlock, step: usize) -> __m256i {
     unsafe { _mm256_castps_si256(_mm256_broadcast_ss(&*row.cast::<f32>().add(step))) }
 }
 
-/// A loop bound that the compiler does not see through: unrolled, the loops below would spill all their operands.
-#[inline(always)]
-fn rolled(steps: usize) -> usize {
-    std::hint::black_box(steps)
+/// Keeps a sum as it is: the compiler may not reorder additions across this. Otherwise it gathers the products of all
+/// unrolled steps first and spills them.
+#[inline]
+#[target_feature(enable = "avx")]
+unsafe fn pin(sum: __m256i) -> __m256i {
+    let mut pinned = sum;
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(ymm_reg) pinned, options(nomem, nostack, preserves_flags));
+    }
+    pinned
 }
 
 /// The low nibbles of all bytes.
@@ -74,7 +80,7 @@ unsafe fn dot_four<const TWO_HALVES: bool, const N: usize>(
         let zero = _mm256_setzero_si256();
         let mut low = [(zero, zero); N];
         let mut high = [(zero, zero); N];
-        for step in 0..rolled(HALF_STEPS) {
+        for step in 0..HALF_STEPS {
             let first = load(quants, step * STEP_BYTES);
             let second = load(quants, step * STEP_BYTES + REGISTER);
             let (first_low, second_low) = (low_nibbles(first), low_nibbles(second));
@@ -87,6 +93,12 @@ unsafe fn dot_four<const TWO_HALVES: bool, const N: usize>(
                 let sum = if TWO_HALVES { &mut high[i] } else { &mut low[i] };
                 sum.0 = add_products(sum.0, first_high, activations);
                 sum.1 = add_products(sum.1, second_high, activations);
+            }
+            for i in 0..N {
+                low[i] = (pin(low[i].0), pin(low[i].1));
+                if TWO_HALVES {
+                    high[i] = (pin(high[i].0), pin(high[i].1));
+                }
             }
         }
         let mut dots = [[(zero, zero); 2]; N];
@@ -104,13 +116,16 @@ unsafe fn dot_eight<const N: usize>(quants: *const u8, rows: [*const QuantBlock;
     unsafe {
         let mut low = [_mm256_setzero_si256(); N];
         let mut high = [_mm256_setzero_si256(); N];
-        for step in 0..rolled(STEPS) {
+        for step in 0..STEPS {
             let bytes = load(quants, step * STEP_BYTES + offset);
             let (low_quants, high_quants) = (low_nibbles(bytes), high_nibbles(bytes));
             for i in 0..N {
                 let activations = broadcast(rows[i], step);
                 low[i] = add_products(low[i], low_quants, activations);
                 high[i] = add_products(high[i], high_quants, activations);
+            }
+            for i in 0..N {
+                (low[i], high[i]) = (pin(low[i]), pin(high[i]));
             }
         }
         for i in 0..N {
@@ -133,7 +148,7 @@ unsafe fn dot_six<const N: usize>(
         let high_mask = _mm256_set1_epi8(0x30);
         let mut high_plane = load(quants, (HALF_STEPS + half) * STEP_BYTES + offset);
         let mut sums = [_mm256_setzero_si256(); N];
-        for pair in 0..rolled(HALF_STEPS / 2) {
+        for pair in 0..HALF_STEPS / 2 {
             let plane = 2 * pair * STEP_BYTES + offset;
             let (first, second) = (load(quants, plane), load(quants, plane + STEP_BYTES));
             let (first, second) = if half == 0 {
@@ -148,7 +163,7 @@ unsafe fn dot_six<const N: usize>(
             for i in 0..N {
                 let products = _mm256_maddubs_epi16(first, broadcast(rows[i], step));
                 let products = add_products(products, second, broadcast(rows[i], step + 1));
-                sums[i] = _mm256_add_epi32(sums[i], widen(products, 1));
+                sums[i] = pin(_mm256_add_epi32(sums[i], widen(products, 1)));
             }
         }
         sums

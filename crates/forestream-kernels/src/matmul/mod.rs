@@ -55,6 +55,22 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedM
     });
 }
 
+/// Adds the product of a dense `matrix` and `input`, `[cols]`, to `output`, `[rows]`, on the calling thread: for matrices
+/// too small to share out.
+///
+/// # Panics
+/// When lengths disagree or the matrix is quantized.
+pub fn add_product(isa: Isa, input: &[f32], matrix: &PackedMatrix, output: &mut [f32]) {
+    assert_eq!((input.len(), output.len()), (matrix.cols(), matrix.rows()), "input and output of the matrix");
+    assert!(!matrix.format().is_quantized(), "a dense matrix");
+    for (tile_index, output) in output.chunks_mut(TILE_ROWS).enumerate() {
+        let [sums] = dense_tile(isa, matrix.format(), [input], matrix.tile(tile_index));
+        for (output, sum) in output.iter_mut().zip(&sums) {
+            *output += sum;
+        }
+    }
+}
+
 fn tiles_per_chunk(part: &PackedMatrix) -> usize {
     (CHUNK_BYTES / part.tile_bytes().max(1)).max(1)
 }
@@ -69,10 +85,15 @@ struct Output<'a> {
 impl Output<'_> {
     /// Writes the 16 sums of a tile for one row of activations.
     fn write(&self, row: usize, tile_index: usize, matrix_rows: usize, sums: &[f32; TILE_ROWS]) {
-        let len = TILE_ROWS.min(matrix_rows - tile_index * TILE_ROWS);
+        let len = matrix_rows - tile_index * TILE_ROWS;
         let start = row * self.stride + self.first_column + tile_index * TILE_ROWS;
         // SAFETY: a tile's columns belong to the one chunk that computes the tile.
-        unsafe { self.slice.part(start..start + len) }.copy_from_slice(&sums[..len]);
+        let part = |len| unsafe { self.slice.part(start..start + len) };
+        if len >= TILE_ROWS {
+            part(TILE_ROWS).copy_from_slice(sums); // of constant length: moves, not a call
+        } else {
+            part(len).copy_from_slice(&sums[..len]);
+        }
     }
 }
 

@@ -162,3 +162,20 @@ fn a_row_does_not_depend_on_its_neighbours_the_threads_or_the_other_parts() {
         }
     }
 }
+
+#[test]
+fn a_product_on_one_thread_is_added_to_what_is_there() {
+    let pool = ThreadPool::new(2);
+    for (format, rows) in [(Format::F32, 37), (Format::F16, 16)] {
+        let bytes = weights(format, rows, 8, 5);
+        let matrix =
+            [PackedMatrix::pack(&pool, &WeightMemory::new(), format, [rows, 8], &bytes, RowOrder::Same).unwrap()];
+        let input = inputs(&pool, Isa::PORTABLE, 1, 8);
+        let expected: Vec<f32> = product(&pool, Isa::PORTABLE, &input, &matrix).iter().map(|x| 3.0 + x).collect();
+        for isa in Isa::available() {
+            let mut output = vec![3.0; rows];
+            add_product(isa, input.row(0), &matrix[0], &mut output);
+            assert_eq!(output, expected, "{format} on {}", isa.name());
+        }
+    }
+}

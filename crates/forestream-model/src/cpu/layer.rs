@@ -2,6 +2,8 @@
 
 use forestream_kernels::PackedMatrix;
 
+use super::low_rank::LayerChanges;
+
 /// One decoder layer.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -17,12 +19,14 @@ pub(super) struct Layer {
     /// `gate_proj` and `up_proj`.
     pub(super) gate_up_proj: [PackedMatrix; 2],
     pub(super) down_proj: [PackedMatrix; 1],
+    /// What an adapter of joint mode changes of main rows.
+    pub(super) changes: LayerChanges,
 }
 
 impl Layer {
     /// Bytes of the packed matrices.
     pub(super) fn num_bytes(&self) -> usize {
         let matrices = self.qkv_proj.iter().chain(&self.o_proj).chain(&self.gate_up_proj).chain(&self.down_proj);
-        matrices.map(PackedMatrix::num_bytes).sum()
+        matrices.map(PackedMatrix::num_bytes).sum::<usize>() + self.changes.num_bytes()
     }
 }

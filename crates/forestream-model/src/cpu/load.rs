@@ -6,6 +6,7 @@ use forestream_kernels::formats::Format;
 use forestream_kernels::{PackedMatrix, RowOrder, ThreadPool, WeightMemory};
 
 use super::layer::Layer;
+use super::low_rank::LayerChanges;
 use super::pass::Workspace;
 use super::{CpuModel, LoadOptions};
 use crate::{Checkpoint, ModelError, Weight};
@@ -88,6 +89,7 @@ impl<'a> Loader<'a> {
                 projection("mlp.up_proj", inner, hidden, RowOrder::Same)?,
             ],
             down_proj: [projection("mlp.down_proj", hidden, inner, RowOrder::Same)?],
+            changes: LayerChanges::default(),
         };
         self.checkpoint.release(); // the file's pages are not needed again
         Ok(layer)

@@ -1,4 +1,5 @@
-//! From an adapter to stream layers: `W + alpha / rank * B A` is added up at load and packed like any other weight.
+//! From an adapter to stream layers: `W + alpha / rank * B A` is added up at load and packed like any other weight. What
+//! main rows change stays beside the base (`low_rank.rs`), whose weights are in memory anyway.
 //!
 //! Two hundred small products a pass would cost more than they compute; one more copy of the top layers costs memory.
 
@@ -8,6 +9,7 @@ use forestream_kernels::{PackedMatrix, RowOrder};
 use super::CpuModel;
 use super::layer::Layer;
 use super::load::Loader;
+use super::low_rank::{LayerChanges, LowRank, Scaled};
 use super::streams::{CpuStreams, Sampler};
 use crate::streams::{Adapter, LoraConfig, Projection};
 use crate::{Checkpoint, ModelError, TokenId};
@@ -19,6 +21,11 @@ fn merged_format(base: Format) -> Format {
         Format::Q8_0 | Format::Q6_K | Format::Q5_0 | Format::Q5_1 | Format::Q5_K => Format::Q8_0,
         _ => Format::Q4_1,
     }
+}
+
+/// How factors of low rank are stored: they are small, and the text depends on them.
+fn factor_format(base: Format) -> Format {
+    if base.is_quantized() { Format::F16 } else { Format::F32 }
 }
 
 impl CpuModel {
@@ -34,7 +41,7 @@ impl CpuModel {
         let layers = (first..num_layers).map(|index| merger.stream_layer(index)).collect::<Result<_, _>>()?;
         if let Some(main) = &adapter.config.main_lora {
             for index in num_layers - main.num_layers..num_layers {
-                self.layers[index] = merger.main_layer(index, &main.lora)?;
+                self.layers[index].changes = merger.main_changes(index, &self.layers[index], &main.lora)?;
             }
         }
         let square = [self.config.hidden_size; 2];
@@ -72,17 +79,46 @@ struct Merger<'a> {
 }
 
 impl Merger<'_> {
-    /// Layer `index` as main rows use it: the task's changes, with 8 bits, since the text depends on them.
-    fn main_layer(&self, index: usize, lora: &LoraConfig) -> Result<Layer, ModelError> {
-        let mut layer = self.loader.layer(index)?;
-        for &projection in &lora.target_modules {
-            let matrix = matrix_of(&mut layer, projection);
-            let path = format!("main.layers.{index}.{}", projection.path());
-            let sums = self.changed(matrix, &[(&path, lora)]);
-            let precise = if matrix.format().is_quantized() { Format::Q8_0 } else { matrix.format() };
-            *matrix = self.pack(&path, [matrix.rows(), matrix.cols()], &sums, precise)?;
+    /// What main rows of layer `index` change.
+    fn main_changes(&self, index: usize, layer: &Layer, lora: &LoraConfig) -> Result<LayerChanges, ModelError> {
+        use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+        let change = |projections: &[Projection], matrices: &[PackedMatrix]| {
+            self.low_rank(index, projections.iter().copied().zip(matrices), lora)
+        };
+        Ok(LayerChanges {
+            qkv: change(&[QProj, KProj, VProj], &layer.qkv_proj)?,
+            o: change(&[OProj], &layer.o_proj)?,
+            gate_up: change(&[GateProj, UpProj], &layer.gate_up_proj)?,
+            down: change(&[DownProj], &layer.down_proj)?,
+        })
+    }
+
+    /// The changes of projections whose outputs follow each other; `None` if none of them is changed.
+    fn low_rank<'m>(
+        &self,
+        index: usize,
+        projections: impl Iterator<Item = (Projection, &'m PackedMatrix)>,
+        lora: &LoraConfig,
+    ) -> Result<Option<LowRank>, ModelError> {
+        let (mut all_a, mut all_b, mut first_output, mut factors) = (Vec::new(), Vec::new(), 0, (0, Format::F32));
+        for (projection, matrix) in projections {
+            if lora.target_modules.contains(&projection) {
+                let path = format!("main.layers.{index}.{}", projection.path());
+                let tensor = |which: &str| &self.adapter.tensors[&format!("{path}.{which}.weight")];
+                let scale = lora.alpha / lora.rank as f32;
+                let b: Vec<f32> = tensor("lora_B").iter().map(|x| scale * x).collect();
+                factors = (matrix.cols(), factor_format(matrix.format()));
+                all_a.extend_from_slice(tensor("lora_A"));
+                all_b.push(Scaled { b: self.pack(&path, [matrix.rows(), lora.rank], &b, factors.1)?, first_output });
+            }
+            first_output += matrix.rows();
         }
-        Ok(layer)
+        let (cols, format) = factors;
+        if all_b.is_empty() {
+            return Ok(None);
+        }
+        let a = self.pack(&format!("main.layers.{index}"), [all_a.len() / cols, cols], &all_a, format)?;
+        Ok(Some(LowRank::new(a, all_b)))
     }
 
     /// Layer `index` as stream rows use it: their own changes come on top of the task's.

@@ -7,6 +7,7 @@ mod batch;
 mod layer;
 mod load;
 mod load_streams;
+mod low_rank;
 mod pass;
 mod streams;
 

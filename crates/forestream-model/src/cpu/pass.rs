@@ -3,14 +3,15 @@
 use std::sync::{Mutex, PoisonError};
 
 use forestream_kernels::{
-    Activations, Attention, AttentionScratch, HeadBlocks, add_assign, matmul, rms_norm, rms_norm_in_place,
-    rotate_heads, silu_mul,
+    Activations, Attention, AttentionScratch, HeadBlocks, PackedMatrix, add_assign, matmul, rms_norm,
+    rms_norm_in_place, rotate_heads, silu_mul,
 };
 use half::f16;
 
 use super::CpuModel;
 use super::batch::Batch;
 use super::layer::Layer;
+use super::low_rank::LowRank;
 use super::streams::StreamScratch;
 use crate::streams::StreamPosition;
 use crate::{Hidden, KvCache, NodeId, Row};
@@ -29,6 +30,8 @@ pub(super) struct Workspace {
     attended: Vec<f32>,
     /// Where each attention task's part of `attended` ends.
     task_ends: Vec<usize>,
+    /// Inner products of a low-rank change, `[rows, ranks]`.
+    inner: Vec<f32>,
     /// `gate_proj` and `up_proj` outputs, `[rows, 2 intermediate_size]`.
     gate_up: Vec<f32>,
     /// Outputs of `o_proj` and `down_proj`, `[rows, hidden_size]`.
@@ -57,6 +60,7 @@ impl Workspace {
             qkv: Vec::new(),
             attended: Vec::new(),
             task_ends: Vec::new(),
+            inner: Vec::new(),
             gate_up: Vec::new(),
             projected: Vec::new(),
             cosines: Vec::new(),
@@ -208,14 +212,20 @@ impl<'a, 'r> Pass<'a, 'r> {
         let (model, space) = (self.model, &mut *self.space);
         space.qkv.resize(space.batch.len() * model.qkv_len(), 0.0);
         matmul(&model.pool, model.isa, &space.activations, &layer.qkv_proj, &mut space.qkv);
+        if let Some(change) = &layer.changes.qkv {
+            change.reduce(&model.pool, model.isa, &space.activations, &mut space.inner);
+        }
     }
 
-    /// Biases, head norms and rotation; then keys and values go to the caches.
+    /// Low-rank changes, biases, head norms and rotation; then keys and values go to the caches.
     fn rotate_and_store(&mut self, layer: &Layer, layer_index: usize) {
         let (model, space) = (self.model, &mut *self.space);
         let (q_len, kv_len, half) = (model.q_len(), model.kv_len(), model.frequencies.len());
-        let (cosines, sines) = (&space.cosines, &space.sines);
+        let (cosines, sines, inner) = (&space.cosines, &space.sines, &space.inner);
         model.pool.for_each_row(&mut space.qkv, model.qkv_len(), &|index, row| {
+            if let Some(change) = &layer.changes.qkv {
+                change.add(model.isa, inner, index, row);
+            }
             if let Some(bias) = &layer.qkv_bias {
                 add_assign(model.isa, row, bias);
             }
@@ -292,7 +302,7 @@ impl<'a, 'r> Pass<'a, 'r> {
                 to.copy_from_slice(&attended[(head * num_rows + row) * group_len..][..group_len]);
             }
         });
-        self.project_and_add(&layer.o_proj);
+        self.project_and_add(&layer.o_proj, layer.changes.o.as_ref());
     }
 
     fn add_mlp(&mut self, layer: &Layer) {
@@ -302,23 +312,36 @@ impl<'a, 'r> Pass<'a, 'r> {
         let num_rows = space.batch.len();
         space.gate_up.resize(num_rows * 2 * inner, 0.0);
         matmul(&model.pool, model.isa, &space.activations, &layer.gate_up_proj, &mut space.gate_up);
+        if let Some(change) = &layer.changes.gate_up {
+            change.reduce(&model.pool, model.isa, &space.activations, &mut space.inner);
+            let inner_products = &space.inner;
+            model.pool.for_each_row(&mut space.gate_up, 2 * inner, &|row, outputs| {
+                change.add(model.isa, inner_products, row, outputs);
+            });
+        }
         let gate_up = &space.gate_up;
         space.activations.fill(&model.pool, model.isa, [num_rows, inner], &|row, to| {
             let (gate, up) = gate_up[row * 2 * inner..][..2 * inner].split_at(inner);
             silu_mul(model.isa, gate, up, to);
         });
-        self.project_and_add(&layer.down_proj);
+        self.project_and_add(&layer.down_proj, layer.changes.down.as_ref());
     }
 
-    /// Multiplies the activations by `matrix` and adds the result to the residual stream.
-    fn project_and_add(&mut self, matrix: &[forestream_kernels::PackedMatrix; 1]) {
+    /// Multiplies the activations by `matrix`, with its `change`, and adds the result to the residual stream.
+    fn project_and_add(&mut self, matrix: &[PackedMatrix; 1], change: Option<&LowRank>) {
         let (model, space) = (self.model, &mut *self.space);
         let width = model.config.hidden_size;
         space.projected.resize(space.batch.len() * width, 0.0);
         matmul(&model.pool, model.isa, &space.activations, matrix, &mut space.projected);
-        let projected = &space.projected;
+        if let Some(change) = change {
+            change.reduce(&model.pool, model.isa, &space.activations, &mut space.inner);
+        }
+        let (projected, inner) = (&space.projected, &space.inner);
         model.pool.for_each_row(&mut space.residual, width, &|row, residual| {
             add_assign(model.isa, residual, &projected[row * width..][..width]);
+            if let Some(change) = change {
+                change.add(model.isa, inner, row, residual);
+            }
         });
     }
 }

@@ -44,6 +44,19 @@ pub(crate) struct TrainArgs {
     pub(crate) model: ModelArgs,
 }
 
+impl TrainArgs {
+    /// Whether sizes of streams were typed.
+    pub(crate) fn is_sized(&self) -> bool {
+        let streams = &self.streams;
+        let sizes = [streams.num_streams, streams.num_msa_layers, streams.draft_vocab_size, streams.sampler_size];
+        sizes.into_iter().chain([streams.lora_rank]).any(|size| size.is_some())
+            || streams.preset != PresetName::Fast
+            || streams.no_token_conditioning
+            || streams.lora_alpha.is_some()
+            || streams.lora_target_modules.is_some()
+    }
+}
+
 /// `merge`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MergeArgs {
@@ -264,6 +277,7 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
             }),
         },
         output: args.output.clone(),
+        adapter: args.model.adapter.clone(),
         init_from: args.init_from.clone(),
         origin,
     })

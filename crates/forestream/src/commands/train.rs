@@ -16,8 +16,8 @@ use super::{console, interrupt, pull};
 use crate::args::{self, TrainArgs};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    if args.model.adapter.is_some() {
-        bail!("streams are trained for a model without adapter; start from the weights of one with --init-from");
+    if args.model.adapter.is_some() && args.is_sized() && args.init_from.is_none() {
+        bail!("with --adapter the streams go on from the adapter's own and have their sizes");
     }
     interrupt::install()?;
     let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
