@@ -215,9 +215,10 @@ impl Sequence {
         self.phase = Phase::Round;
         // The token after the deepest node is emitted too, so a draft is one token shorter than the rest of the text.
         let rest = self.max_len() - self.tokens.len() - 1;
+        let max_nodes = budget.max_nodes().min(self.cache.capacity() - self.cache.len());
         let limits = Limits {
-            max_nodes: budget.max_nodes().min(self.cache.capacity() - self.cache.len()),
-            max_depth: self.options.max_draft_depth.min(rest),
+            max_nodes,
+            max_depth: self.options.max_draft_depth.min(rest).min(max_nodes.saturating_sub(1)),
             vocab_size: self.vocab_size,
             min_score: budget.cost().map_or(0.0, CostCurve::min_score),
         };

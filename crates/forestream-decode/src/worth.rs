@@ -1,16 +1,16 @@
 //! Whether drafting pays on this text: a drafter that costs time stops asking where plain decoding is faster.
 //!
 //! A drafted round is rated by the measured costs of its pass and of drafting: emitted tokens per second, in units of plain
-//! decoding, or of what other drafters would have made of it. While the running mean is below 1, rounds go undrafted, twice as many after each trial that fails. Costs are
-//! measured once per machine and model, so the decision is a function of the text and reads no clock.
+//! decoding, or of what other drafters would have made of it. While the running mean is below 1, rounds go undrafted, twice
+//! as many after each trial that fails. Costs are measured once per machine and model, so the decision is a function of the
+//! text and reads no clock.
 
 use crate::CostCurve;
 
 /// Weight of the newest round in the running mean.
 const NEWEST: f64 = 0.1;
 /// What drafting is believed to be worth before there is experience, and when it is tried again.
-const PRIOR: f64 = 1.1;
-const TRIAL: f64 = 1.03;
+const PRIOR: f64 = 1.03;
 /// How many draft tokens a round is believed to accept before there is experience.
 const PRIOR_REACH: f64 = 1.5;
 /// A mean that ends the doubt of earlier trials.
@@ -70,7 +70,7 @@ impl Worth {
         if self.rate < 1.0 {
             self.pause = self.next_pause;
             self.next_pause = (2 * self.next_pause).min(LAST_PAUSE);
-            self.rate = TRIAL;
+            self.rate = PRIOR;
         } else if self.rate > SUCCESS {
             self.next_pause = FIRST_PAUSE;
         }
