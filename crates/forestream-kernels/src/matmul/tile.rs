@@ -8,7 +8,7 @@ use crate::packed::layout::{BLOCK_INPUTS, Granularity, HALVES_BYTES, Scheme, TIL
 use crate::simd::{Isa, dispatch};
 
 /// How far ahead of its use a block is asked for.
-const PREFETCH_BYTES: usize = 2048;
+const PREFETCH_BYTES: usize = 4096;
 
 /// [`multiply`] for the scheme `S` on `isa`.
 pub(crate) fn quantized_tile<S: Scheme, const N: usize>(

@@ -23,7 +23,7 @@ fn merged_format(base: Format) -> Format {
     }
 }
 
-/// How factors of low rank are stored: they are small, and the text depends on them.
+/// How an adapter's own small matrices are stored: rounded far less than the base's weights.
 fn factor_format(base: Format) -> Format {
     if base.is_quantized() { Format::F16 } else { Format::F32 }
 }
@@ -44,12 +44,12 @@ impl CpuModel {
                 self.layers[index].changes = merger.main_changes(index, &self.layers[index], &main.lora)?;
             }
         }
-        let square = [self.config.hidden_size; 2];
-        let has_conditioning = adapter.config.streams.token_conditioning;
-        let conditioning = has_conditioning.then(|| merger.dense("token_conditioning.weight", square)).transpose()?;
+        let (square, layer_format) = ([self.config.hidden_size; 2], self.layers[first].o_proj[0].format());
+        let conditioning = || merger.dense("token_conditioning.weight", square, layer_format);
+        let conditioning = adapter.config.streams.token_conditioning.then(conditioning).transpose()?;
         let draft_head = match adapter.draft_vocabulary.as_slice() {
             [] => None,
-            tokens => Some(merger.draft_head(tokens, self.lm_head(), self.layers[first].o_proj[0].format())?),
+            tokens => Some(merger.draft_head(tokens, self.lm_head(), layer_format)?),
         };
         let size = adapter.config.streams.sampler_size.unwrap_or(0);
         let head = draft_head.as_ref().unwrap_or(self.lm_head());
@@ -179,7 +179,7 @@ impl Merger<'_> {
             }
         });
         Ok(Sampler {
-            down_proj: [self.dense("sampler.down_proj.weight", [size, head.cols()])?],
+            down_proj: [self.dense("sampler.down_proj.weight", [size, head.cols()], head.format())?],
             head_up_proj: [self.pack(
                 "sampler.up_proj.weight",
                 [head.rows(), size],
@@ -189,9 +189,9 @@ impl Merger<'_> {
         })
     }
 
-    /// A matrix of the adapter.
-    fn dense(&self, name: &str, shape: [usize; 2]) -> Result<PackedMatrix, ModelError> {
-        self.pack(name, shape, &self.adapter.tensors[name], Format::F32)
+    /// A matrix of the adapter, beside weights in the format `base`.
+    fn dense(&self, name: &str, shape: [usize; 2], base: Format) -> Result<PackedMatrix, ModelError> {
+        self.pack(name, shape, &self.adapter.tensors[name], factor_format(base))
     }
 
     /// The rows of the model's head for `tokens`, stored as small as the layers: guesses bear it.
