@@ -11,6 +11,9 @@ use crate::data::Dataset;
 use crate::evaluate::Evaluation;
 use crate::settings::TrainSettings;
 
+/// File with what made the adapter, for programs.
+pub const PROVENANCE: &str = "provenance.json";
+
 /// Who made the adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Origin {
@@ -22,6 +25,9 @@ pub struct Origin {
     pub commit: Option<String>,
     /// The day, `YYYY-MM-DD`.
     pub date: String,
+    /// The provenance of the adapter that the run goes on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<serde_json::Value>,
 }
 
 /// What the weights have seen.
@@ -97,7 +103,7 @@ pub(crate) fn describe(
     };
     let json = serde_json::to_string_pretty(&provenance).expect("provenance is plain data") + "\n";
     let card = card(config, trained_on, evaluation, origin);
-    for (name, text) in [("provenance.json", json), ("README.md", card)] {
+    for (name, text) in [(PROVENANCE, json), ("README.md", card)] {
         let path = directory.join(name);
         std::fs::write(&path, text).map_err(TrainError::write(&path))?;
     }

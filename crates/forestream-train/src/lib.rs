@@ -29,7 +29,7 @@ pub use checkpoint::CHECKPOINT;
 pub use data::{DataError, DataReader, Dataset, Draw, Example, RowTexts};
 pub use error::TrainError;
 pub use evaluate::Evaluation;
-pub use export::Origin;
+pub use export::{Origin, PROVENANCE};
 pub use merge::merge;
 pub use progress::{LOG, MainFigures, Observer, StepReport, StepSeconds};
 pub use settings::{JointSettings, Objective, Preset, TrainSettings};

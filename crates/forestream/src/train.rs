@@ -15,8 +15,8 @@ use crate::{EngineOptions, Error};
 pub use crate::task_rows::TaskRows;
 pub use forestream_model::streams::{Projection, TrainingMode as Mode};
 pub use forestream_train::{
-    CHECKPOINT, Draw, Evaluation, JointSettings, LOG, MainFigures, Objective, Observer, Origin, Outcome, Preset, Start,
-    StepReport, TrainError, TrainSettings, Trainer,
+    CHECKPOINT, Draw, Evaluation, JointSettings, LOG, MainFigures, Objective, Observer, Origin, Outcome, PROVENANCE,
+    Preset, Start, StepReport, TrainError, TrainSettings, Trainer,
 };
 
 /// The longest text, if nothing else is asked for and the model was trained for more.
@@ -117,7 +117,9 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         main_lora,
         calibration: Vec::new(),
     };
-    let (settings, output, origin) = (request.settings, request.output, request.origin);
+    let (settings, output) = (request.settings, request.output);
+    let previous = request.init_from.as_ref().or(request.adapter.as_ref()).and_then(|path| provenance(path));
+    let origin = Origin { previous, ..request.origin };
     Ok(Trainer::new(TrainJob {
         base: &checkpoint,
         load_options,
@@ -130,6 +132,11 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         initial,
         origin,
     })?)
+}
+
+/// What an adapter's directory says about its training; adapters of other makers need not say anything.
+fn provenance(adapter: &Path) -> Option<serde_json::Value> {
+    serde_json::from_slice(&std::fs::read(adapter.join(PROVENANCE)).ok()?).ok()
 }
 
 /// Writes the model that an adapter of joint mode makes of the base at `path` into `output`, as a Hugging Face directory;

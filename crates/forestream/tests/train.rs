@@ -91,6 +91,15 @@ fn joint_mode_teaches_a_task_by_its_name() {
     let compared = sandbox.run(&[arguments.as_slice(), &more].concat()).json();
     assert_eq!(compared["arms"][1]["identical"], true, "{compared}");
 
+    let further = sandbox.path("further");
+    let arguments = ["train", "-m", &model, "--adapter", adapter, "--data", &data, "--task", "e2e", "--steps", "2"];
+    let more = ["--batch-tokens", "60", "-o", further.to_str().unwrap()];
+    let run = sandbox.run(&[arguments.as_slice(), &more].concat());
+    assert!(run.assert_success().stderr.contains("2 streams in the top 1 layers"), "{}", run.stderr);
+    let text = std::fs::read(further.join("provenance.json")).unwrap();
+    let both: Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(both["previous"], provenance, "the card of the second run knows the first");
+
     let merged = sandbox.path("merged");
     let merge = || sandbox.run(&["merge", "-m", &model, "--adapter", adapter, "-o", merged.to_str().unwrap()]);
     assert!(merge().assert_success().stdout.contains("model.safetensors, config.json"), "what was written is said");

@@ -17,7 +17,9 @@ use crate::args::{self, TrainArgs};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if args.model.adapter.is_some() && args.is_sized() && args.init_from.is_none() {
-        bail!("with --adapter the streams go on from the adapter's own and have their sizes");
+        bail!(
+            "with --adapter the streams keep that adapter's sizes; leave out the flags for sizes, or give --init-from"
+        );
     }
     interrupt::install()?;
     let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
@@ -205,6 +207,7 @@ fn origin() -> Origin {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         commit: option_env!("FORESTREAM_COMMIT").map(str::to_owned),
         date: date(days as i64),
+        previous: None,
     }
 }
 
