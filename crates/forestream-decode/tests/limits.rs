@@ -3,7 +3,13 @@
 
 mod support;
 
-use forestream_decode::{Budget, DecodeError, FinishReason, Generation, SamplingSettings, Sequence, SequenceOptions};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use forestream_decode::{
+    Budget, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, SamplingSettings, Sequence,
+    SequenceOptions,
+};
 use forestream_model::{Model, ModelError, TokenId};
 use support::{assert_counts, budgets, drafter, ids, model, options, oracle, plain, prompt, samplings, sequence};
 
@@ -55,6 +61,28 @@ fn max_tokens_is_exact() {
                 assert!(generation.next().is_none());
             }
         }
+    }
+}
+
+/// Notes the greatest depth that it is asked for, and drafts nothing.
+struct Depths(Arc<AtomicUsize>);
+
+impl Drafter for Depths {
+    fn draft(&mut self, request: &mut DraftRequest<'_>, _: &mut Draft) -> Result<(), DecodeError> {
+        self.0.fetch_max(request.limits.max_depth, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn nobody_is_asked_for_a_chain_longer_than_the_budget() {
+    let model = model();
+    for nodes in [2, 5, 16] {
+        let deepest = Arc::new(AtomicUsize::new(0));
+        let drafter = Box::new(Depths(deepest.clone()));
+        let sequence = sequence(&model, &prompt(3), drafter, options(&SamplingSettings::default()));
+        Generation::new(&model, sequence, Budget::Fixed(nodes)).max_tokens(40).for_each(drop);
+        assert_eq!(deepest.load(Ordering::Relaxed), nodes - 1);
     }
 }
 

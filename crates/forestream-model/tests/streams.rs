@@ -12,8 +12,8 @@ use forestream_model::streams::{
     StreamConfig, StreamPosition, Streams, TrainingMode,
 };
 use forestream_model::{
-    Checkpoint, CpuModel, DecoderConfig, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Row, TokenId,
-    TokenTree,
+    Checkpoint, CpuModel, DecoderConfig, Format, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Row,
+    TokenId, TokenTree,
 };
 
 const MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
@@ -110,23 +110,29 @@ fn a_stream_without_changes_is_a_main_row() {
     }
 }
 
-#[test]
-fn a_task_changes_main_rows_and_the_streams_above_them() {
-    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+/// An adapter with a task in all layers; its streams add nothing of their own.
+fn task_adapter(checkpoint: &Checkpoint) -> Adapter {
     let base = checkpoint.config();
     let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() };
     let num_layers = base.num_hidden_layers;
     let joint = AdapterConfig {
         mode: TrainingMode::Joint,
         main_lora: Some(MainLoraConfig { num_layers, lora }),
-        ..config(&checkpoint, 3, num_layers)
+        ..config(checkpoint, 3, num_layers)
     };
     let mut task = adapter(joint, base, 0.3);
     for (name, values) in &mut task.tensors {
         if !name.starts_with("main.") {
-            values.fill(0.0); // streams add nothing of their own
+            values.fill(0.0);
         }
     }
+    task
+}
+
+#[test]
+fn a_task_changes_main_rows_and_the_streams_above_them() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let task = task_adapter(&checkpoint);
     let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
     let logits = |model: &CpuModel| {
         let (mut cache, mut hidden, tree) = (model.new_cache(64), Hidden::new(), TokenTree::chain(&[TEXT[8]; 3]));
@@ -143,6 +149,43 @@ fn a_task_changes_main_rows_and_the_streams_above_them() {
     // Main rows carry the changes beside the base's weights, streams in their own: alike up to rounding.
     for (stream, main) in states(&model, &[&TEXT], 3).concat().iter().zip(&after) {
         assert!((stream - main).abs() < 1e-4, "{stream} {main}");
+    }
+}
+
+#[test]
+fn main_rows_with_a_task_depend_on_neither_company_nor_threads() {
+    for format in [Format::F32, Format::Q8_0] {
+        let model = |num_threads| {
+            let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+            let task = task_adapter(&checkpoint);
+            let checkpoint = checkpoint.quantized(format).unwrap();
+            let options = LoadOptions { num_threads, ..LoadOptions::default() };
+            let mut model = CpuModel::load(&checkpoint, options).unwrap();
+            model.attach(task, &checkpoint).unwrap();
+            model
+        };
+        let read_in_chunks = |model: &CpuModel, len: usize| {
+            let (mut cache, mut hidden, mut states) = (model.new_cache(64), Hidden::new(), Vec::new());
+            for tokens in TEXT.chunks(len) {
+                let tree = TokenTree::chain(tokens);
+                model
+                    .forward(&mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }], &mut hidden)
+                    .unwrap();
+                cache.commit(&tree.path(tree.last()));
+                states.extend_from_slice(hidden.states(0..tokens.len()));
+            }
+            states
+        };
+        let expected = read_in_chunks(&model(1), 1);
+        for num_threads in [1, 3] {
+            for len in [2, 5, TEXT.len()] {
+                assert_eq!(
+                    read_in_chunks(&model(num_threads), len),
+                    expected,
+                    "{format}, {num_threads} threads, {len}"
+                );
+            }
+        }
     }
 }
 
