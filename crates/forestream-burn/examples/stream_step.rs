@@ -11,8 +11,8 @@ use std::time::Instant;
 use burn_tensor::{Device, Int, Tensor, TensorData, activation};
 use forestream_burn::{Segment, StreamBase, StreamWeights, stream_logits};
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, LoraConfig, Projection, StreamConfig, StreamPosition,
-    TrainingMode,
+    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, LoraConfig, Projection, StreamConfig, StreamIdentity,
+    StreamPosition, TrainingMode,
 };
 use forestream_model::{Checkpoint, DecoderConfig, TokenId};
 
@@ -59,6 +59,7 @@ fn adapter(base: &DecoderConfig) -> AdapterConfig {
             num_streams: NUM_STREAMS,
             num_msa_layers: 4,
             position: StreamPosition::Following,
+            identity: StreamIdentity::Embedding,
             token_conditioning: true,
             sampler_size: Some(256),
             draft_vocab_size: Some(DRAFT_VOCAB_SIZE),

@@ -91,6 +91,8 @@ pub(crate) struct StreamRows<'a> {
     weights: &'a StreamWeights,
     anchors: Vec<Anchor<'a>>,
     rotation: Rotation,
+    /// How values turn, where that tells streams apart.
+    value_rotation: Option<Rotation>,
     attention: StreamAttention,
     changes: Changes<'a>,
 }
@@ -113,12 +115,13 @@ impl<'a> StreamRows<'a> {
             .iter()
             .flat_map(|anchor| (0..streams.num_streams).map(move |stream| anchor.position + offset(stream)));
         let rotation = Rotation::new(&positions.collect::<Vec<_>>(), &base.frequencies, &base.device);
+        let value_rotation = value_rotation(base, anchors.len());
         let attention = StreamAttention::new(Sharing::new(&base.decoder), streams.num_streams, &base.device);
         let changes = Changes::of_streams(weights, &base.adapter);
-        Ok(Self { base, weights, anchors, rotation, attention, changes })
+        Ok(Self { base, weights, anchors, rotation, value_rotation, attention, changes })
     }
 
-    /// `M_t + P_j`, and `W n(emb(x_{t+1}))` with token conditioning.
+    /// `M_t`, plus `P_j` where streams have embeddings, and `W n(emb(x_{t+1}))` with token conditioning.
     ///
     /// # Shapes
     /// `boundary`: `[anchors, hidden]`; the result: `[rows, hidden]`.
@@ -129,16 +132,23 @@ impl<'a> StreamRows<'a> {
             let next = self.embed(self.anchors.iter().map(|anchor| anchor.following[0]));
             states = self.multiply(next, "token_conditioning.weight") + states;
         }
-        let embeddings = self.weights.tensor("stream_embeddings").clone();
-        let num_streams = embeddings.dims()[0];
-        let rows = states.reshape([anchors, 1, width]) + embeddings.reshape([1, num_streams, width]);
+        let streams = &self.base.adapter.streams;
+        let (states, num_streams) = (states.reshape([anchors, 1, width]), streams.num_streams);
+        let rows = if streams.identity.has_embeddings() {
+            states + self.weights.tensor("stream_embeddings").clone().reshape([1, num_streams, width])
+        } else {
+            states.repeat_dim(1, num_streams)
+        };
         rows.reshape([anchors * num_streams, width])
     }
 
     /// Runs the rows through layer `index` of those with streams; each text has its plane, and blocks of its anchors.
     pub(crate) fn layer(&self, index: usize, rows: Tensor<2>, texts: &[(&Plane, &[Block])]) -> Tensor<2> {
         let layer = &self.base.stream_layers()[index];
-        let heads = layer.heads(&rows, &self.rotation, &self.changes);
+        let mut heads = layer.heads(&rows, &self.rotation, &self.changes);
+        if let Some(rotation) = &self.value_rotation {
+            heads.values = rotation.apply(heads.values);
+        }
         let attended = self.attention.attend(heads, texts);
         layer.finish(rows, &attended, &self.changes)
     }
@@ -173,4 +183,12 @@ impl<'a> StreamRows<'a> {
         let rows = values.len() / width;
         Tensor::from_data(TensorData::new(values, [rows, width]), &self.base.device)
     }
+}
+
+/// The rotation of the values of all rows, anchor after anchor; all channels of a stream have one angle.
+fn value_rotation(base: &StreamBase, num_anchors: usize) -> Option<Rotation> {
+    let streams = &base.adapter.streams;
+    let one = streams.identity.value_angle(1)?;
+    let streams: Vec<usize> = (0..num_anchors).flat_map(|_| 1..=streams.num_streams).collect();
+    Some(Rotation::new(&streams, &vec![one; base.decoder.head_dim / 2], &base.device))
 }

@@ -10,7 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, AdapterConfig, Anchor, BaseModel, StreamConfig, StreamPosition, Streams, TrainingMode,
+    ADAPTER_FORMAT_VERSION, AdapterConfig, Anchor, BaseModel, StreamConfig, StreamIdentity, StreamPosition, Streams,
+    TrainingMode,
 };
 use forestream_model::{
     BLOCK_LEN, CacheShape, DecoderConfig, Hidden, KvCache, Model, ModelError, NodeId, RopeConfig, RopeScaling,
@@ -155,6 +156,7 @@ fn adapter(config: &DecoderConfig) -> AdapterConfig {
             num_streams: 3,
             num_msa_layers: 1,
             position: StreamPosition::Following,
+            identity: StreamIdentity::Embedding,
             token_conditioning: false,
             sampler_size: Some(4),
             draft_vocab_size: None,

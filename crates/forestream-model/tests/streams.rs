@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use forestream_model::streams::{
     ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, Anchor, BaseModel, LoraConfig, MainLoraConfig, Projection,
-    StreamConfig, StreamPosition, Streams, TrainingMode,
+    StreamConfig, StreamIdentity, StreamPosition, Streams, TrainingMode,
 };
 use forestream_model::{
     Checkpoint, CpuModel, DecoderConfig, Format, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Row,
@@ -37,6 +37,7 @@ fn config(checkpoint: &Checkpoint, num_streams: usize, num_msa_layers: usize) ->
             num_streams,
             num_msa_layers,
             position: StreamPosition::Following,
+            identity: StreamIdentity::Embedding,
             token_conditioning: true,
             sampler_size: Some(8),
             draft_vocab_size: Some(20),
@@ -67,6 +68,17 @@ fn model(name: &str, num_streams: usize, num_msa_layers: usize, scale: f32, opti
     let mut model = CpuModel::load(&checkpoint, options).unwrap();
     let config = config(&checkpoint, num_streams, num_msa_layers);
     model.attach(adapter(config, checkpoint.config(), scale), &checkpoint).unwrap();
+    model
+}
+
+/// Streams that value rotation alone tells apart.
+fn turned_model(num_streams: usize, angle: f32) -> CpuModel {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
+    let mut config = config(&checkpoint, num_streams, 2);
+    config.streams.position = StreamPosition::Anchor;
+    config.streams.identity = StreamIdentity::ValueRotation { angle };
+    model.attach(adapter(config, checkpoint.config(), 0.5), &checkpoint).unwrap();
     model
 }
 
@@ -203,6 +215,21 @@ fn a_stream_sees_lower_streams_of_its_own_position_alone() {
     }
 }
 
+#[test]
+fn the_rotation_of_values_tells_streams_apart() {
+    let of_angle = |angle| states(&turned_model(4, angle), &[&TEXT], 4);
+    let (still, turned) = (of_angle(0.0), of_angle(0.35));
+    for stream in 0..4 {
+        assert_ne!(still[stream], turned[stream], "stream {stream} turns");
+        assert!(turned[..stream].iter().all(|lower| *lower != turned[stream]), "stream {stream} is itself");
+    }
+    let alone = states(&turned_model(1, 0.7), &[&TEXT], 1);
+    assert_ne!(alone[0], turned[0], "the angle counts");
+    let together = states(&turned_model(4, 0.35), &[&TEXT[..4], &TEXT, &TEXT[3..]], 4);
+    assert_eq!(together[4..8], turned, "company in a pass changes nothing");
+    assert_eq!(states(&turned_model(4, 0.35), &[&TEXT], 2), turned[..2], "fewer streams are the first ones");
+}
+
 /// A tree with a chain, branches, and branches of branches.
 fn draft() -> TokenTree {
     let mut tree = TokenTree::chain(&[NEXT, 8]);
@@ -215,17 +242,20 @@ fn draft() -> TokenTree {
 
 #[test]
 fn the_fused_pass_gives_the_states_of_the_deferred_one() {
-    for (name, position) in [
-        ("tiny-llama", StreamPosition::Following),
-        ("tiny-llama", StreamPosition::Anchor),
-        ("tiny-qwen2", StreamPosition::Following),
-        ("tiny-qwen3", StreamPosition::Following),
+    let (learned, turned) = (StreamIdentity::Embedding, StreamIdentity::ValueRotation { angle: 0.35 });
+    for (name, position, identity) in [
+        ("tiny-llama", StreamPosition::Following, learned),
+        ("tiny-llama", StreamPosition::Anchor, learned),
+        ("tiny-llama", StreamPosition::Anchor, turned),
+        ("tiny-qwen2", StreamPosition::Following, learned),
+        ("tiny-qwen2", StreamPosition::Following, turned),
+        ("tiny-qwen3", StreamPosition::Following, learned),
     ] {
         for num_streams in [1, 3, 4] {
             let checkpoint = Checkpoint::open(&directory(name)).unwrap();
             let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
             let mut config = config(&checkpoint, num_streams, 2);
-            config.streams = StreamConfig { position, token_conditioning: false, ..config.streams };
+            config.streams = StreamConfig { position, identity, token_conditioning: false, ..config.streams };
             model.attach(adapter(config, checkpoint.config(), 0.5), &checkpoint).unwrap();
             for text in [&TEXT[..1], &TEXT] {
                 let tree = draft();
@@ -238,7 +268,7 @@ fn the_fused_pass_gives_the_states_of_the_deferred_one() {
                 for (index, &node) in nodes.iter().enumerate() {
                     let deferred = deferred(&model, text, &tree, node, num_streams);
                     let rows = index * num_streams..(index + 1) * num_streams;
-                    assert_eq!(fused.states(rows), deferred, "{name} {position:?} {num_streams} {node:?}");
+                    assert_eq!(fused.states(rows), deferred, "{name} {position:?} {identity:?} {num_streams} {node:?}");
                 }
             }
         }
@@ -294,12 +324,16 @@ fn threads_and_instruction_sets_give_the_same_streams() {
 
 #[test]
 fn streams_leave_no_trace_in_the_cache() {
-    let model = model("tiny-llama", 4, 2, 0.5, LoadOptions::default());
+    leave_no_trace(&model("tiny-llama", 4, 2, 0.5, LoadOptions::default()));
+    leave_no_trace(&turned_model(4, 0.35));
+}
+
+fn leave_no_trace(model: &CpuModel) {
     let mut tree = TokenTree::root(NEXT);
     tree.push(NodeId::ROOT, 8);
     tree.push(NodeId::ROOT, 9);
     let logits = |with_streams: bool| {
-        let (mut cache, boundary) = read(&model, &TEXT);
+        let (mut cache, boundary) = read(model, &TEXT);
         let mut hidden = Hidden::new();
         if with_streams {
             let chain = TokenTree::chain(&[0; 4]);
@@ -372,6 +406,46 @@ fn an_adapter_survives_the_disk_in_half_precision() {
 }
 
 #[test]
+fn an_adapter_without_a_trained_tensor_survives_the_disk_and_drafts() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let (base, fingerprint) = (checkpoint.config(), checkpoint.fingerprint());
+    let mut config = AdapterConfig { lora: None, ..config(&checkpoint, 3, 2) };
+    config.streams = StreamConfig {
+        identity: StreamIdentity::ValueRotation { angle: 0.1 },
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocab_size: None,
+        ..config.streams
+    };
+    assert_eq!((config.tensors(base), config.num_parameters(base)), (Vec::new(), 0));
+    let saved = adapter(config, base, 0.5);
+    let folder = tempfile::tempdir().unwrap();
+    saved.save(folder.path(), base).unwrap();
+    let read = Adapter::open(folder.path(), base, &fingerprint).unwrap();
+    assert_eq!(read, saved);
+    let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
+    model.attach(read, &checkpoint).unwrap();
+    assert_eq!((Streams::num_parameters(&model), model.draft_vocabulary().len()), (0, base.vocab_size));
+    let states = states(&model, &[&TEXT], 3);
+    assert!(states[0] != states[1] && states[1] != states[2]);
+}
+
+#[test]
+fn what_tells_streams_apart_is_an_embedding_where_the_file_does_not_say() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let mut config = config(&checkpoint, 3, 2);
+    let json = serde_json::to_string(&config).unwrap();
+    assert!(!json.contains("identity"), "files of adapters with embeddings stay as they were: {json}");
+    assert_eq!(Adapter::parse_config(Path::new("adapter"), json.as_bytes()).unwrap(), config);
+    config.streams.identity = StreamIdentity::ValueRotation { angle: 0.1 };
+    let json = serde_json::to_string(&config).unwrap();
+    assert!(json.contains(r#""identity":{"value_rotation":{"angle":0.1}}"#), "{json}");
+    assert_eq!(Adapter::parse_config(Path::new("adapter"), json.as_bytes()).unwrap(), config);
+    config.streams.identity = StreamIdentity::ValueRotation { angle: 0.6 };
+    assert!(config.validate(checkpoint.config()).unwrap_err().contains("from 0 to 0.5235988"));
+}
+
+#[test]
 fn the_paper_counts_are_reproduced() {
     let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
     let base = DecoderConfig { hidden_size: 4096, num_hidden_layers: 32, ..checkpoint.config().clone() };
@@ -380,6 +454,7 @@ fn the_paper_counts_are_reproduced() {
         num_streams: 3,
         num_msa_layers: 4,
         position: StreamPosition::Following,
+        identity: StreamIdentity::Embedding,
         token_conditioning: false,
         sampler_size: None,
         draft_vocab_size: None,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use forestream_model::streams::AdapterConfig;
+use forestream_model::streams::{AdapterConfig, StreamIdentity};
 use serde::Serialize;
 
 use crate::TrainError;
@@ -142,7 +142,11 @@ fn write_card(
     }
     writeln!(text, "| | |\n|---|---|")?;
     writeln!(text, "| base model | {}, fingerprint `{:.12}` |", base.name, base.fingerprint)?;
-    writeln!(text, "| streams | {} in the top {} layers |", streams.num_streams, streams.num_msa_layers)?;
+    let apart = match streams.identity {
+        StreamIdentity::Embedding => String::new(),
+        StreamIdentity::ValueRotation { angle } => format!(", values turned by {angle} for each"),
+    };
+    writeln!(text, "| streams | {} in the top {} layers{apart} |", streams.num_streams, streams.num_msa_layers)?;
     writeln!(text, "| trained parameters | {} |", trained_on.num_parameters)?;
     writeln!(
         text,

@@ -1,6 +1,6 @@
 //! What a run is asked for, and presets of streams.
 
-use forestream_model::streams::{LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamPosition};
+use forestream_model::streams::{LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamIdentity, StreamPosition};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -134,6 +134,7 @@ impl Preset {
                 num_streams: 4,
                 num_msa_layers: 4,
                 position: StreamPosition::Following,
+                identity: StreamIdentity::Embedding,
                 token_conditioning: true,
                 sampler_size: Some(64),
                 draft_vocab_size: Some(8192),
@@ -150,6 +151,7 @@ impl Preset {
                 num_streams: 3,
                 num_msa_layers: 4,
                 position: StreamPosition::Following,
+                identity: StreamIdentity::Embedding,
                 token_conditioning: false,
                 sampler_size: None,
                 draft_vocab_size: None,

@@ -104,6 +104,10 @@ impl Trainer {
         let decoder = job.base.config().clone();
         let adapter = job.adapter;
         adapter.validate(&decoder).map_err(|problem| TrainError::setting("adapter sizes", problem))?;
+        if adapter.tensors(&decoder).is_empty() {
+            let problem = "leaves nothing to train; keep low-rank changes, the sampler or token conditioning";
+            return Err(TrainError::setting("--value-rotation", problem));
+        }
         job.settings.validate()?;
         if (adapter.mode == TrainingMode::Joint) != job.settings.joint.is_some() {
             return Err(TrainError::setting(

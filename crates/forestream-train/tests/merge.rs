@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use forestream_model::streams::{
     ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, Projection, StreamConfig,
-    StreamPosition, TrainingMode,
+    StreamIdentity, StreamPosition, TrainingMode,
 };
 use forestream_model::{Checkpoint, CpuModel, Hidden, LoadOptions, Model, Outputs, Row, TokenTree};
 use forestream_train::merge;
@@ -31,6 +31,7 @@ fn adapter(base: &Checkpoint, mode: TrainingMode) -> Adapter {
             num_streams: 1,
             num_msa_layers: 1,
             position: StreamPosition::Following,
+            identity: StreamIdentity::Embedding,
             token_conditioning: false,
             sampler_size: None,
             draft_vocab_size: None,

@@ -4,7 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use forestream_model::streams::{ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, TrainingMode};
+use forestream_model::streams::{
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, StreamIdentity, TrainingMode,
+};
 use forestream_model::{Checkpoint, CpuModel, Hidden, LoadOptions, Model, Outputs, Row, TokenTree};
 use forestream_train::{
     CHECKPOINT, Dataset, EVENTS, Evaluation, Example, JointSettings, LOG, Objective, Observer, Origin, Outcome, Preset,
@@ -107,6 +109,11 @@ fn settings(steps: usize) -> TrainSettings {
 /// Changes one thing of a job.
 type Change<'a> = &'a dyn Fn(&mut TrainJob<'_>);
 
+/// The same run, whose streams turn their values instead of having embeddings.
+fn rotate_values(job: &mut TrainJob<'_>, angle: f32) {
+    job.adapter.streams.identity = StreamIdentity::ValueRotation { angle };
+}
+
 /// The same run, in which main rows learn to count too.
 fn make_joint(job: &mut TrainJob<'_>) {
     let mut main_lora = Preset::main_lora(2);
@@ -180,6 +187,22 @@ fn streams_learn_and_the_adapter_is_exported() {
     let provenance: Value = serde_json::from_slice(&std::fs::read(output.join("provenance.json")).unwrap()).unwrap();
     assert_eq!(provenance["data"]["file"], "train.jsonl");
     assert_eq!(provenance["evaluation"]["tau"], best.tau);
+}
+
+#[test]
+fn streams_that_value_rotation_tells_apart_learn_too() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let mut rotated = job(&base, directory.path(), settings(30));
+    rotate_values(&mut rotated, 0.5);
+    let mut watcher = Watcher::default();
+    Trainer::new(rotated).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+    let losses: Vec<f64> = watcher.reports.iter().map(|report| report.loss).collect();
+    assert!(losses[29] < 0.6 * losses[0], "{losses:?}");
+    let adapter = Adapter::open(directory.path(), base.config(), &base.fingerprint()).unwrap();
+    assert_eq!(adapter.config.streams.identity, StreamIdentity::ValueRotation { angle: 0.5 });
+    assert!(!adapter.tensors.contains_key("stream_embeddings"));
+    let card = std::fs::read_to_string(directory.path().join("README.md")).unwrap();
+    assert!(card.contains("values turned by 0.5"), "{card}");
 }
 
 #[test]
@@ -368,6 +391,12 @@ fn what_cannot_be_trained_or_written_is_an_error() {
             job.settings.joint = Some(JointSettings { main_loss_weight: -1.0, ..JointSettings::default() });
         }),
         ("num_msa_layers", &|job| job.adapter.streams.num_msa_layers = 3),
+        ("value_rotation.angle must be from 0 to 0.785", &|job| rotate_values(job, 0.8)),
+        ("--value-rotation: leaves nothing to train", &|job| {
+            rotate_values(job, 0.5);
+            job.adapter.lora = None;
+            (job.adapter.streams.token_conditioning, job.adapter.streams.sampler_size) = (false, None);
+        }),
         ("draft_vocab_size", &|job| job.adapter.streams.draft_vocab_size = Some(321)),
     ];
     for (expected, change) in refused {

@@ -24,7 +24,7 @@ const REPETITIONS: usize = 8;
 const DEPTH: usize = 128;
 
 /// What a curve is valid for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CostCurveKey {
     version: u32,
     program: String,

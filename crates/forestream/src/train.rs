@@ -13,7 +13,7 @@ use crate::vocabulary::tokenizer_of;
 use crate::{EngineOptions, Error};
 
 pub use crate::task_rows::TaskRows;
-pub use forestream_model::streams::{Projection, TrainingMode as Mode};
+pub use forestream_model::streams::{Projection, StreamIdentity, TrainingMode as Mode};
 pub use forestream_train::{
     CHECKPOINT, Draw, Evaluation, JointSettings, LOG, MainFigures, Objective, Observer, Origin, Outcome, PROVENANCE,
     Preset, Start, StepReport, TrainError, TrainSettings, Trainer,

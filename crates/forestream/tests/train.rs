@@ -71,6 +71,26 @@ fn one_command_makes_an_adapter_that_drafts() {
 }
 
 #[test]
+fn streams_with_rotated_values_draft_in_either_pass() {
+    let sandbox = Sandbox::new();
+    let (data, output) = (sandbox.file("mine.jsonl", rows(60)), sandbox.path("adapter"));
+    let flags = "--value-rotation 0.5 --no-token-conditioning";
+    train(&sandbox, &data, &output, flags).assert_success();
+    let config: Value = serde_json::from_slice(&std::fs::read(output.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["streams"]["identity"]["value_rotation"]["angle"], 0.5, "{config}");
+    let (model, adapter) = (tiny_model("tiny-llama"), output.to_str().unwrap());
+    let ids = |more: &[&str]| {
+        let arguments = ["generate", "-m", &model, "-p", "Count from 7", "--temp", "0", "-n", "24", "--output", "json"];
+        sandbox.run(&[&arguments, more].concat()).json()["token_ids"].clone()
+    };
+    let plain = ids(&["--spec-type", "none"]);
+    for pass in ["deferred", "fused"] {
+        let drafted = ids(&["--adapter", adapter, "--spec-type", "streaming", "--spec-stream-pass", pass]);
+        assert_eq!(drafted, plain, "{pass}");
+    }
+}
+
+#[test]
 fn joint_mode_teaches_a_task_by_its_name() {
     let sandbox = Sandbox::new();
     let row = |i| format!("{{\"meaning_representation\": \"name[{i}]\", \"reference\": \"The {i} is a pub.\"}}\n");
@@ -163,6 +183,10 @@ fn settings_and_places_that_cannot_be_used_are_errors() {
         ("--num-msa-layers 3", 1, "num_msa_layers must be from 1 to 2"),
         ("--draft-vocab-size 999", 1, "draft_vocab_size must be from 1 to 320"),
         ("--lr 0", 1, "--lr"),
+        ("--value-rotation 0.8", 1, "value_rotation.angle must be from 0 to 0.785"),
+        ("--value-rotation -0.1", 1, "value_rotation.angle must be from 0 to"),
+        ("--value-rotation nan", 1, "value_rotation.angle must be from 0 to"),
+        ("--value-rotation 0.1 --adapter nowhere", 1, "leave out the flags for sizes"),
         ("--eval-split 0", 2, "between 0 and 1"),
         ("--resume", 1, "there is no checkpoint"),
         ("--init-from nowhere", 1, "nowhere"),

@@ -7,7 +7,7 @@ use burn_tensor::Device;
 use forestream_burn::{Segment, StreamBase, StreamWeights};
 use forestream_model::streams::{
     ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, Projection, StreamConfig,
-    StreamPosition, TrainingMode,
+    StreamIdentity, StreamPosition, TrainingMode,
 };
 use forestream_model::{Checkpoint, TokenId};
 
@@ -20,6 +20,7 @@ pub(crate) struct Options {
     pub(crate) num_streams: usize,
     num_msa_layers: usize,
     position: StreamPosition,
+    identity: StreamIdentity,
     token_conditioning: bool,
     sampler_size: Option<usize>,
     draft_vocabulary: &'static [TokenId],
@@ -35,6 +36,7 @@ pub(crate) const CASES: &[Options] = &[
         num_streams: 3,
         num_msa_layers: 2,
         position: StreamPosition::Following,
+        identity: StreamIdentity::Embedding,
         token_conditioning: true,
         sampler_size: Some(8),
         draft_vocabulary: &[5, 1, 300, 17, 42],
@@ -46,6 +48,7 @@ pub(crate) const CASES: &[Options] = &[
         num_streams: 2,
         num_msa_layers: 2,
         position: StreamPosition::Anchor,
+        identity: StreamIdentity::Embedding,
         token_conditioning: true,
         sampler_size: Some(4),
         draft_vocabulary: &[],
@@ -57,6 +60,7 @@ pub(crate) const CASES: &[Options] = &[
         num_streams: 4,
         num_msa_layers: 1,
         position: StreamPosition::Following,
+        identity: StreamIdentity::Embedding,
         token_conditioning: false,
         sampler_size: None,
         draft_vocabulary: &[319, 0],
@@ -68,6 +72,7 @@ pub(crate) const CASES: &[Options] = &[
         num_streams: 1,
         num_msa_layers: 2,
         position: StreamPosition::Following,
+        identity: StreamIdentity::Embedding,
         token_conditioning: true,
         sampler_size: None,
         draft_vocabulary: &[7, 8, 9],
@@ -79,13 +84,43 @@ pub(crate) const CASES: &[Options] = &[
         num_streams: 3,
         num_msa_layers: 1,
         position: StreamPosition::Anchor,
+        identity: StreamIdentity::Embedding,
         token_conditioning: false,
         sampler_size: Some(16),
         draft_vocabulary: &[],
         lora: None,
         main_layers: 0,
     },
+    turned_by(0.5),
+    Options {
+        model: "tiny-qwen2", // no trained tensor at all; biases of values turn too
+        num_streams: 2,
+        num_msa_layers: 2,
+        position: StreamPosition::Following,
+        identity: StreamIdentity::ValueRotation { angle: 0.75 },
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocabulary: &[],
+        lora: None,
+        main_layers: 0,
+    },
 ];
+
+/// Nothing but the rotation of values by `angle` tells these streams apart.
+pub(crate) const fn turned_by(angle: f32) -> Options {
+    Options {
+        model: "tiny-llama3-rope",
+        num_streams: 3,
+        num_msa_layers: 2,
+        position: StreamPosition::Anchor,
+        identity: StreamIdentity::ValueRotation { angle },
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocabulary: &[5, 1, 300, 17, 42],
+        lora: Some(&Projection::ALL),
+        main_layers: 0,
+    }
+}
 
 /// Main rows change below the streams, and only where they are.
 pub(crate) const JOINT_CASES: &[Options] = &[
@@ -94,6 +129,7 @@ pub(crate) const JOINT_CASES: &[Options] = &[
         num_streams: 2,
         num_msa_layers: 1,
         position: StreamPosition::Following,
+        identity: StreamIdentity::Embedding,
         token_conditioning: true,
         sampler_size: Some(8),
         draft_vocabulary: &[5, 1, 300, 17, 42],
@@ -105,11 +141,24 @@ pub(crate) const JOINT_CASES: &[Options] = &[
         num_streams: 3,
         num_msa_layers: 2,
         position: StreamPosition::Anchor,
+        identity: StreamIdentity::Embedding,
         token_conditioning: false,
         sampler_size: None,
         draft_vocabulary: &[],
         lora: Some(&[Projection::QProj, Projection::DownProj]),
         main_layers: 1,
+    },
+    Options {
+        model: "tiny-mistral",
+        num_streams: 2,
+        num_msa_layers: 1,
+        position: StreamPosition::Following,
+        identity: StreamIdentity::ValueRotation { angle: 0.75 },
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocabulary: &[],
+        lora: None,
+        main_layers: 2,
     },
 ];
 
@@ -187,6 +236,7 @@ impl Options {
                 num_streams: self.num_streams,
                 num_msa_layers: self.num_msa_layers,
                 position: self.position,
+                identity: self.identity,
                 token_conditioning: self.token_conditioning,
                 sampler_size: self.sampler_size,
                 draft_vocab_size: (!self.draft_vocabulary.is_empty()).then_some(self.draft_vocabulary.len()),

@@ -94,6 +94,20 @@ fn a_stream_depends_on_lower_streams_of_its_position_alone() {
     }
 }
 
+/// Where nothing but the rotation of values tells streams apart, every one of them is itself, and turns.
+#[test]
+fn rotated_values_tell_streams_apart() {
+    let of_angle = |angle| {
+        let case = Case::new(&case::turned_by(angle));
+        rows(stream_states(&case.base, &case.weights(), &[case.segment(2, 1, 1)]).unwrap())
+    };
+    let (still, turned) = (of_angle(0.0), of_angle(0.5));
+    for (index, (still, turned)) in still.iter().zip(&turned).enumerate() {
+        assert_ne!(still, turned, "stream {index}");
+    }
+    assert!(turned[0] != turned[1] && turned[1] != turned[2] && turned[0] != turned[2]);
+}
+
 /// A text's rows do not depend on the texts beside it, and keys after a position are not seen.
 #[test]
 fn a_text_depends_on_itself_alone() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use forestream_burn::Segment;
-use forestream_model::streams::{AdapterConfig, Projection, StreamPosition};
+use forestream_model::streams::{AdapterConfig, Projection, StreamIdentity, StreamPosition};
 use forestream_model::{Checkpoint, DecoderConfig, TokenId};
 
 type Values = BTreeMap<String, Vec<f64>>;
@@ -67,9 +67,12 @@ impl<'a> Reference<'a> {
         let width = config.hidden_size;
         let mut rows: Vec<Vec<f64>> = (0..streams.num_streams)
             .map(|stream| {
-                let boundary = segment.boundary[position * width..][..width].iter().map(|&x| f64::from(x));
-                let embedding = &trained["stream_embeddings"][stream * width..][..width];
-                boundary.zip(embedding).map(|(x, p)| x + p).collect()
+                let boundary = &segment.boundary[position * width..][..width];
+                let mut row: Vec<f64> = boundary.iter().map(|&x| f64::from(x)).collect();
+                if let Some(embeddings) = trained.get("stream_embeddings") {
+                    add(&mut row, &embeddings[stream * width..][..width]);
+                }
+                row
             })
             .collect();
         if streams.token_conditioning {
@@ -111,7 +114,7 @@ impl<'a> Reference<'a> {
             own.push([
                 turned(Projection::QProj, "self_attn.q_norm.weight"),
                 turned(Projection::KProj, "self_attn.k_norm.weight"),
-                project(&normalized, Projection::VProj),
+                self.turn_values(project(&normalized, Projection::VProj), stream),
             ]);
             let mut attended = Vec::new();
             for head in 0..config.num_attention_heads {
@@ -175,6 +178,19 @@ impl<'a> Reference<'a> {
             Some(name) => x.iter().zip(&self.base[name]).map(|(x, weight)| x * scale * weight).collect(),
             None => x.iter().map(|x| x * scale).collect(),
         }
+    }
+
+    /// Value rotation, by complex multiplication: channel `i` is the real part, channel `i + half` the imaginary one.
+    fn turn_values(&self, mut values: Vec<f64>, stream: usize) -> Vec<f64> {
+        let StreamIdentity::ValueRotation { angle } = self.adapter.streams.identity else { return values };
+        let (sine, cosine) = (f64::from(angle) * (stream as f64 + 1.0)).sin_cos();
+        for head in values.chunks_exact_mut(self.config.head_dim) {
+            let (real, imaginary) = head.split_at_mut(self.config.head_dim / 2);
+            for (real, imaginary) in real.iter_mut().zip(imaginary) {
+                (*real, *imaginary) = (*real * cosine - *imaginary * sine, *real * sine + *imaginary * cosine);
+            }
+        }
+        values
     }
 
     fn rotate(&self, head: &[f64], position: usize) -> Vec<f64> {

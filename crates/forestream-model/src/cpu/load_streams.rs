@@ -11,6 +11,7 @@ use super::layer::Layer;
 use super::load::Loader;
 use super::low_rank::{LayerChanges, LowRank, Scaled};
 use super::streams::{CpuStreams, Sampler};
+use super::value_rotation::ValueRotation;
 use crate::streams::{Adapter, LoraConfig, Projection};
 use crate::{Checkpoint, ModelError, TokenId};
 
@@ -56,11 +57,13 @@ impl CpuModel {
         let sampler = (size > 0).then(|| merger.sampler(size, head)).transpose()?;
         checkpoint.release();
         let all_tokens = || (0..self.config.vocab_size as TokenId).collect();
-        let embeddings = adapter.tensors["stream_embeddings"].clone();
+        let sizes = &adapter.config.streams;
+        let value_rotation = ValueRotation::new(sizes.identity, sizes.num_streams, self.config.head_dim);
         self.boundary = Some(first);
         self.streams = Some(CpuStreams {
             layers,
-            embeddings,
+            embeddings: adapter.tensors.get("stream_embeddings").cloned(),
+            value_rotation,
             token_conditioning: conditioning.map(|matrix| [matrix]),
             sampler,
             draft_vocabulary: if draft_head.is_some() { adapter.draft_vocabulary } else { all_tokens() },

@@ -10,6 +10,7 @@ mod load_streams;
 mod low_rank;
 mod pass;
 mod streams;
+mod value_rotation;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};

@@ -12,7 +12,8 @@ use super::CpuModel;
 use super::batch::Batch;
 use super::layer::Layer;
 use super::low_rank::LowRank;
-use super::streams::StreamScratch;
+use super::streams::{CpuStreams, StreamScratch};
+use super::value_rotation::ValueRotation;
 use crate::streams::StreamPosition;
 use crate::{Hidden, KvCache, NodeId, Row};
 
@@ -89,12 +90,14 @@ pub(super) struct Pass<'a, 'r> {
     model: &'a CpuModel,
     space: &'a mut Workspace,
     rows: &'a mut [Row<'r>],
+    /// How values of stream rows turn, if they do, and the streams of a position.
+    turns: Option<(&'a ValueRotation, usize)>,
 }
 
 impl<'a, 'r> Pass<'a, 'r> {
     pub(super) fn new(model: &'a CpuModel, space: &'a mut Workspace, rows: &'a mut [Row<'r>]) -> Self {
         space.batch.reset(rows);
-        Self { model, space, rows }
+        Self { model, space, rows, turns: None }
     }
 
     /// A pass over the streams of `nodes` of the only row's tree.
@@ -105,7 +108,7 @@ impl<'a, 'r> Pass<'a, 'r> {
         (nodes, num_streams): (&[NodeId], usize),
     ) -> Self {
         space.batch.reset_streams(&rows[0], nodes, num_streams);
-        Self { model, space, rows }
+        Self { model, space, rows, turns: None }
     }
 
     /// Runs all layers and leaves the normalized states of the output rows in `hidden`.
@@ -122,18 +125,19 @@ impl<'a, 'r> Pass<'a, 'r> {
         self.normalize_outputs(hidden.states_mut());
     }
 
-    /// Runs the `layers` of streams, whose rows start at `residual`, and leaves their normalized states in `states`.
+    /// Runs the layers of `streams`, whose rows start at `residual`, and leaves their normalized states in `states`.
     ///
     /// Each position's streams are `group_len` rows, placed at the positions that follow it.
-    pub(super) fn run_streams(mut self, layers: &[Layer], placing: (StreamPosition, usize), states: &mut Hidden) {
-        if let (StreamPosition::Anchor, group_len) = placing {
+    pub(super) fn run_streams(mut self, streams: &'a CpuStreams, group_len: usize, states: &mut Hidden) {
+        if streams.config.streams.position == StreamPosition::Anchor {
             for group in self.space.batch.positions.chunks_mut(group_len) {
                 let anchor = group[0] - 1;
                 group.fill(anchor);
             }
         }
         self.find_rotations();
-        self.run_layers(layers, self.model.layers.len() - layers.len());
+        self.turns = streams.value_rotation.as_ref().map(|rotation| (rotation, group_len));
+        self.run_layers(&streams.layers, self.model.layers.len() - streams.layers.len());
         self.normalize_outputs(states.states_mut());
     }
 
@@ -221,7 +225,7 @@ impl<'a, 'r> Pass<'a, 'r> {
     fn rotate_and_store(&mut self, layer: &Layer, layer_index: usize) {
         let (model, space) = (self.model, &mut *self.space);
         let (q_len, kv_len, half) = (model.q_len(), model.kv_len(), model.frequencies.len());
-        let (cosines, sines, inner) = (&space.cosines, &space.sines, &space.inner);
+        let (cosines, sines, inner, turns) = (&space.cosines, &space.sines, &space.inner, self.turns);
         model.pool.for_each_row(&mut space.qkv, model.qkv_len(), &|index, row| {
             if let Some(change) = &layer.changes.qkv {
                 change.add(model.isa, inner, index, row);
@@ -239,6 +243,9 @@ impl<'a, 'r> Pass<'a, 'r> {
             }
             let rotation = index * half..(index + 1) * half;
             rotate_heads(model.isa, &mut row[..q_len + kv_len], &cosines[rotation.clone()], &sines[rotation]);
+            if let Some((turns, group_len)) = turns {
+                turns.turn(model.isa, index % group_len, &mut row[q_len + kv_len..]);
+            }
         });
         for (row, rows) in self.rows.iter_mut().zip(&space.batch.sequences) {
             for index in rows.clone() {

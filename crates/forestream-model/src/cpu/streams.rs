@@ -12,6 +12,7 @@ use forestream_kernels::{Activations, PackedMatrix, add_assign, matmul, rms_norm
 use super::CpuModel;
 use super::layer::Layer;
 use super::pass::Pass;
+use super::value_rotation::ValueRotation;
 use crate::streams::{AdapterConfig, Anchor, Streams};
 use crate::{Hidden, ModelError, NodeId, Row, TokenId};
 
@@ -21,8 +22,9 @@ pub(super) struct CpuStreams {
     pub(super) config: AdapterConfig,
     /// The top layers as stream rows use them.
     pub(super) layers: Vec<Layer>,
-    /// `[num_streams, hidden_size]`.
-    pub(super) embeddings: Vec<f32>,
+    /// `[num_streams, hidden_size]`; `None` where the rotation of values tells streams apart.
+    pub(super) embeddings: Option<Vec<f32>>,
+    pub(super) value_rotation: Option<ValueRotation>,
     /// `[hidden_size, hidden_size]`.
     pub(super) token_conditioning: Option<[PackedMatrix; 1]>,
     pub(super) sampler: Option<Sampler>,
@@ -107,8 +109,7 @@ impl Streams for CpuModel {
         }
         let num_streams = rows.first().map_or(1, |row| row.tree.len());
         assert!(rows.iter().all(|row| row.tree.len() == num_streams), "all sequences run as many streams");
-        let placing = (streams.config.streams.position, num_streams);
-        Pass::new(self, workspace, rows).run_streams(&streams.layers, placing, states);
+        Pass::new(self, workspace, rows).run_streams(streams, num_streams, states);
         Ok(())
     }
 
@@ -131,9 +132,8 @@ impl Streams for CpuModel {
             self.start(boundary.expect("the pass left the states of all nodes"), None, starts);
         }
         states.resize(nodes.len() * num_streams, width);
-        let placing = (streams.config.streams.position, num_streams);
         let pass = Pass::over_streams(self, workspace, std::slice::from_mut(row), (nodes, num_streams));
-        pass.run_streams(&streams.layers, placing, states);
+        pass.run_streams(streams, num_streams, states);
         Ok(())
     }
 
@@ -164,16 +164,18 @@ impl CpuModel {
         self.streams.as_ref().expect("streams are handed out only where an adapter is attached")
     }
 
-    /// `M + P_j`, and the `offset` where there is one, for as many streams as `starts` has rows.
+    /// `M`, plus `P_j` and the `offset` where there are any, for as many streams as `starts` has rows.
     fn start(&self, boundary: &[f32], offset: Option<&[f32]>, starts: &mut [f32]) {
         let width = self.config.hidden_size;
-        let embeddings = self.attached().embeddings.chunks_exact(width);
-        for (start, embedding) in starts.chunks_exact_mut(width).zip(embeddings) {
+        let embeddings = self.attached().embeddings.as_deref();
+        for (index, start) in starts.chunks_exact_mut(width).enumerate() {
             start.copy_from_slice(boundary);
             if let Some(offset) = offset {
                 add_assign(self.isa, start, offset);
             }
-            add_assign(self.isa, start, embedding);
+            if let Some(embeddings) = embeddings {
+                add_assign(self.isa, start, &embeddings[index * width..][..width]);
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::StreamIdentity;
 use crate::DecoderConfig;
 
 /// The version of the directory's format that this build reads and writes.
@@ -57,7 +58,7 @@ pub enum TrainingMode {
 }
 
 /// Sizes and switches of the streams.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamConfig {
     /// Streams per position (γ).
@@ -66,6 +67,9 @@ pub struct StreamConfig {
     pub num_msa_layers: usize,
     /// The rotary position of a stream.
     pub position: StreamPosition,
+    /// What tells the streams of a position apart.
+    #[serde(default, skip_serializing_if = "StreamIdentity::has_embeddings")]
+    pub identity: StreamIdentity,
     /// Whether streams start from the emitted token too: `M + W norm(emb(y)) + P_j`.
     pub token_conditioning: bool,
     /// Width inside the sampler MLP; none without a sampler.
@@ -198,10 +202,13 @@ impl AdapterConfig {
         base.num_hidden_layers - self.streams.num_msa_layers
     }
 
-    /// Every trained tensor, in a fixed order. `draft_vocabulary` (token ids, `[draft_vocab_size]`) comes beside them.
+    /// Every trained tensor, in a fixed order; there may be none. `draft_vocabulary` (token ids, `[draft_vocab_size]`) comes beside them.
     pub fn tensors(&self, base: &DecoderConfig) -> Vec<TensorSpec> {
         let (streams, hidden) = (&self.streams, base.hidden_size);
-        let mut specs = vec![spec("stream_embeddings", [streams.num_streams, hidden])];
+        let mut specs = Vec::new();
+        if streams.identity.has_embeddings() {
+            specs.push(spec("stream_embeddings", [streams.num_streams, hidden]));
+        }
         if streams.token_conditioning {
             specs.push(spec("token_conditioning.weight", [hidden, hidden]));
         }
@@ -255,7 +262,8 @@ impl AdapterConfig {
                 "main_lora belongs to mode `joint`".to_owned(),
             ),
         ];
-        checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, problem)| Err(problem))
+        checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, problem)| Err(problem))?;
+        streams.identity.validate(streams.num_streams)
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod adapter;
 mod config;
+mod identity;
 mod interface;
 
 pub use adapter::Adapter;
@@ -12,4 +13,5 @@ pub use config::{
     ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, Calibration, LoraConfig, MainLoraConfig, Projection,
     StreamConfig, StreamPosition, TensorSpec, TrainingMode,
 };
+pub use identity::StreamIdentity;
 pub use interface::{Anchor, Streams};

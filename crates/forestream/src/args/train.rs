@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use forestream::dataset::Task;
 use forestream::train::{
-    Draw, JointSettings, Objective, Origin, Preset, Projection, TaskRows, TrainRequest, TrainSettings,
+    Draw, JointSettings, Objective, Origin, Preset, Projection, StreamIdentity, TaskRows, TrainRequest, TrainSettings,
 };
 
 use super::low::{ModelArgs, StoreArgs};
@@ -52,6 +52,7 @@ impl TrainArgs {
         sizes.into_iter().chain([streams.lora_rank]).any(|size| size.is_some())
             || streams.preset != PresetName::Fast
             || streams.no_token_conditioning
+            || streams.value_rotation.is_some()
             || streams.lora_alpha.is_some()
             || streams.lora_target_modules.is_some()
     }
@@ -150,6 +151,10 @@ pub(crate) struct StreamArgs {
     /// Do not start streams from the emitted token
     #[arg(long)]
     pub(crate) no_token_conditioning: bool,
+    /// Tell streams apart without parameters: the values of stream n turn by n times EPSILON radians, from 0 to pi / 2 / streams.
+    /// The paper's bound is pi / 2 / (longest text + streams) [default: stream n starts from a learned embedding]
+    #[arg(long, value_name = "EPSILON", allow_negative_numbers = true)]
+    pub(crate) value_rotation: Option<f32>,
 }
 
 /// How it is trained.
@@ -314,6 +319,9 @@ fn preset(args: &StreamArgs) -> Preset {
     streams.draft_vocab_size = nonzero(args.draft_vocab_size, streams.draft_vocab_size);
     streams.sampler_size = nonzero(args.sampler_size, streams.sampler_size);
     streams.token_conditioning &= !args.no_token_conditioning;
+    if let Some(angle) = args.value_rotation {
+        streams.identity = StreamIdentity::ValueRotation { angle };
+    }
     lora.rank = args.lora_rank.unwrap_or(lora.rank);
     lora.alpha = args.lora_alpha.unwrap_or(lora.alpha);
     if let Some(modules) = &args.lora_target_modules {

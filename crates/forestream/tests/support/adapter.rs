@@ -4,8 +4,8 @@ use std::path::Path;
 
 use forestream_model::Checkpoint;
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, Projection, StreamConfig, StreamPosition,
-    TrainingMode,
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, Projection, StreamConfig, StreamIdentity,
+    StreamPosition, TrainingMode,
 };
 
 /// Writes an adapter for the model at `model` into `directory`.
@@ -24,6 +24,7 @@ pub(crate) fn write_random_adapter(model: &Path, directory: &Path) {
             num_streams: 3,
             num_msa_layers: 1,
             position: StreamPosition::Following,
+            identity: StreamIdentity::Embedding,
             token_conditioning: false, // so that the fused pass can run
             sampler_size: Some(8),
             draft_vocab_size: Some(base.vocab_size.min(200)),
