@@ -63,6 +63,7 @@ fn adapter(base: &DecoderConfig) -> AdapterConfig {
             token_conditioning: true,
             sampler_size: Some(256),
             draft_vocab_size: Some(DRAFT_VOCAB_SIZE),
+            early_exit_rank: None,
         },
         lora: Some(LoraConfig { rank: 32, alpha: 32.0, target_modules: Projection::ALL.to_vec() }),
         main_lora: None,

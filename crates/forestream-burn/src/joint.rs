@@ -11,6 +11,7 @@ use forestream_model::TokenId;
 
 use crate::attention::{Block, Plane, Sharing, attend_main};
 use crate::changes::Changes;
+use crate::early_exit;
 use crate::layer::{Heads, rms_norm};
 use crate::rotation::Rotation;
 use crate::streams::{Anchor, StreamRows};
@@ -37,6 +38,8 @@ pub struct JointLogits {
     pub main: Tensor<2>,
     /// Streams, text by text, position by position, stream by stream, `[rows, draft vocabulary]`.
     pub streams: Tensor<2>,
+    /// The early exit at the positions with streams, `[positions, draft vocabulary]`; it teaches main rows nothing.
+    pub early_exit: Option<Tensor<2>>,
 }
 
 /// Logits of main rows and streams, differentiable in `weights`: streams read main keys and values with their gradients.
@@ -55,31 +58,47 @@ pub fn joint_logits(base: &StreamBase, weights: &StreamWeights, texts: &[JointTe
     }
     let streams = StreamRows::new(base, weights, texts.iter().flat_map(|text| text.anchors(base)).collect())?;
     let main = MainRows::new(base, weights, texts);
-    let (main_rows, stream_rows) = run(&main, &streams);
+    let Passed { boundary, main: main_rows, streams: stream_rows } = run(&main, &streams);
     let normalized = rms_norm(main_rows, Some(&base.norm), base.decoder.rms_norm_eps);
     let main_states = main.select(&normalized, |text| text.main.clone());
     let main_logits = main_states.matmul(main_head.clone().transpose());
-    Ok(JointLogits { main: main_logits, streams: streams.logits(streams.finish(stream_rows)) })
+    Ok(JointLogits {
+        main: main_logits,
+        streams: streams.logits(streams.finish(stream_rows)),
+        early_exit: early_exit::logits(base, weights, boundary.detach()),
+    })
+}
+
+/// What rows become.
+struct Passed {
+    /// Main rows of the positions with streams, where these begin.
+    boundary: Tensor<2>,
+    /// Main rows behind the last layer.
+    main: Tensor<2>,
+    /// Streams behind the last layer.
+    streams: Tensor<2>,
 }
 
 /// Runs both kinds of rows through all layers.
-fn run(main: &MainRows<'_>, streams: &StreamRows<'_>) -> (Tensor<2>, Tensor<2>) {
+fn run(main: &MainRows<'_>, streams: &StreamRows<'_>) -> Passed {
     let base = main.base;
     let first_with_streams = base.layers.len() - base.stream_layers().len();
     let mut rows = main.start();
+    let mut boundary = None;
     let mut stream_rows = None;
     for (index, layer) in base.layers.iter().enumerate() {
         let (planes, attended) = main.attend(&layer.heads(&rows, &main.rotation, &main.changes));
         if let Some(stream_layer) = index.checked_sub(first_with_streams) {
-            let started = stream_rows.take();
-            let started = started.unwrap_or_else(|| streams.start(main.select(&rows, |text| text.streams.clone())));
+            let anchors = boundary.get_or_insert_with(|| main.select(&rows, |text| text.streams.clone()));
+            let started = stream_rows.take().unwrap_or_else(|| streams.start(anchors.clone()));
             let blocks = main.stream_blocks.iter().map(Vec::as_slice);
             let texts: Vec<_> = planes.iter().zip(blocks).collect();
             stream_rows = Some(streams.layer(stream_layer, started, &texts));
         }
         rows = layer.finish(rows, &attended, &main.changes);
     }
-    (rows, stream_rows.expect("there is at least one layer with streams"))
+    let has_streams = "there is at least one layer with streams";
+    Passed { boundary: boundary.expect(has_streams), main: rows, streams: stream_rows.expect(has_streams) }
 }
 
 /// The main rows of a pass: all positions, text after text.

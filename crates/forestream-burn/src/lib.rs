@@ -7,6 +7,7 @@
 mod attention;
 mod base;
 mod changes;
+mod early_exit;
 mod error;
 mod joint;
 mod layer;
@@ -21,6 +22,7 @@ mod weights;
 pub use base::StreamBase;
 /// The tensors of this crate's interface.
 pub use burn_tensor as tensor;
+pub use early_exit::early_exit_logits;
 pub use error::BurnError;
 pub use joint::{JointLogits, JointText, joint_logits};
 pub use model::BurnModel;

@@ -19,7 +19,7 @@ pub struct StreamWeights {
 
 impl StreamWeights {
     /// Fresh weights that change nothing yet: what is added to the base starts at zero (LoRA's B, token conditioning, the
-    /// sampler's way up), the rest is random. Deterministic in `seed`, the same bits on every machine.
+    /// way up of sampler and early exit), the rest is random. Deterministic in `seed`, the same bits on every machine.
     pub fn init(config: &AdapterConfig, base: &DecoderConfig, seed: u64, device: &Device) -> Self {
         let fresh = |spec: TensorSpec| {
             let values = initial_values(&spec, seed);
@@ -96,7 +96,7 @@ impl StreamWeights {
 fn initial_values(spec: &TensorSpec, seed: u64) -> Vec<f32> {
     let [rows, cols] = spec.shape;
     let numbers = Numbers::new(seed, &spec.name);
-    let is_zero = ["lora_B.weight", "token_conditioning.weight", "sampler.up_proj.weight"];
+    let is_zero = ["lora_B.weight", "token_conditioning.weight", "sampler.up_proj.weight", "early_exit.up_proj.weight"];
     if is_zero.iter().any(|end| spec.name.ends_with(end)) {
         return vec![0.0; rows * cols];
     }

@@ -23,6 +23,9 @@ impl Combined {
     /// Adds the nodes of `part` that `draft` does not have yet.
     fn merge_into(&mut self, draft: &mut Draft) {
         let tree = self.part.tree();
+        if let Some(threshold) = self.part.exit_threshold() {
+            draft.set_exit_threshold(threshold);
+        }
         self.merged.clear();
         self.merged.push(NodeId::ROOT);
         for node in tree.node_ids().skip(1) {

@@ -112,11 +112,19 @@ pub struct Draft {
     /// Parents whose children were drawn, and where their law lies in `draft_probs`.
     drawn: Vec<(NodeId, Range<usize>)>,
     draft_probs: Vec<(TokenId, f64)>,
+    /// The probability below which the target's early exit may end a node.
+    exit_threshold: Option<f32>,
 }
 
 impl Default for Draft {
     fn default() -> Self {
-        Self { tree: TokenTree::root(0), scores: vec![1.0], drawn: Vec::new(), draft_probs: Vec::new() }
+        Self {
+            tree: TokenTree::root(0),
+            scores: vec![1.0],
+            drawn: Vec::new(),
+            draft_probs: Vec::new(),
+            exit_threshold: None,
+        }
     }
 }
 
@@ -135,6 +143,7 @@ impl Draft {
         self.scores.push(1.0);
         self.drawn.clear();
         self.draft_probs.clear();
+        self.exit_threshold = None;
     }
 
     /// Makes room for `num_nodes` nodes.
@@ -179,6 +188,16 @@ impl Draft {
     pub fn draft_probs(&self, node: NodeId) -> Option<&[(TokenId, f64)]> {
         let (_, range) = self.drawn.iter().find(|(parent, _)| *parent == node)?;
         Some(&self.draft_probs[range.clone()])
+    }
+
+    /// Lets the target's early exit end nodes whose token it finds less probable than `threshold`.
+    pub fn set_exit_threshold(&mut self, threshold: f32) {
+        self.exit_threshold = Some(threshold);
+    }
+
+    /// The probability below which the target's early exit may end a node; `None` where it may not.
+    pub fn exit_threshold(&self) -> Option<f32> {
+        self.exit_threshold
     }
 
     /// The proposed tokens.
@@ -235,6 +254,7 @@ impl Draft {
         order.truncate(limits.max_nodes);
         order.sort_unstable();
         kept.reset(self.tree.token(NodeId::ROOT));
+        kept.exit_threshold = self.exit_threshold;
         // From here on `order[i]` is the old id of new node `i`. Children of a dropped node are dropped with it.
         let mut num_kept = 1;
         for index in 1..order.len() {

@@ -283,7 +283,7 @@ impl Sequence {
         let outputs = match self.phase {
             Phase::Prompt => Outputs::None,
             Phase::PromptEnd => Outputs::Last,
-            Phase::Round => Outputs::All,
+            Phase::Round => self.draft.exit_threshold().map_or(Outputs::All, Outputs::Probable),
         };
         Row { tree: self.draft.tree(), cache: &mut self.cache, outputs }
     }
@@ -318,7 +318,7 @@ impl Sequence {
         }
         self.cache.commit(&self.path);
         let num_emitted = self.tokens.len() - old_len;
-        self.record(num_emitted);
+        self.record(num_emitted, hidden.rows_of(sequence_index).len());
         if num_emitted == 0 {
             return Ok(());
         }
@@ -335,11 +335,12 @@ impl Sequence {
         })
     }
 
-    /// Counts the pass and notices the end.
-    fn record(&mut self, num_emitted: usize) {
+    /// Counts the pass, which gave the states of `num_rows` nodes, and notices the end.
+    fn record(&mut self, num_emitted: usize, num_rows: usize) {
         self.stats.completion_tokens += num_emitted;
         if self.phase == Phase::Round {
             self.stats.record_round(self.draft.num_draft_tokens(), num_emitted - 1);
+            self.stats.pruned += self.draft.tree().len() - num_rows;
         } else {
             self.stats.prefill_passes += 1;
             self.stats.prefill_emitted += num_emitted;

@@ -19,6 +19,8 @@ pub struct Stats {
     pub rounds: usize,
     /// Draft tokens verified, probes included.
     pub drafted: usize,
+    /// Of those, tokens that the early exit ended: only the layers below the streams ran on them.
+    pub pruned: usize,
     /// Draft tokens kept.
     pub accepted: usize,
     /// At index `j`: rounds that accepted exactly `j` draft tokens, the bonus token not counted.

@@ -195,14 +195,20 @@ fn streams_draft_the_same_text_in_every_pass_and_tree() {
     let model = FakeModel::new(48, 18.0);
     let mut accepted = Vec::new();
     for pass in [StreamPass::Deferred, StreamPass::Fused] {
-        for tree in [TreeShape::BestFirst, TreeShape::Static { top_k: 1 }, TreeShape::Static { top_k: 3 }] {
+        let trees = [TreeShape::BestFirst, TreeShape::Static { top_k: 1 }, TreeShape::Static { top_k: 3 }];
+        for (tree, exit_threshold) in trees.into_iter().flat_map(|tree| [(tree, None), (tree, Some(0.1))]) {
             for (index, sampling) in samplings().iter().enumerate() {
                 let prompt = prompt(index + 3);
-                let drafter = Box::new(Streaming::new(StreamingOptions { pass, tree }));
+                let drafter = Box::new(Streaming::new(StreamingOptions { pass, tree, exit_threshold }));
                 let sequence = sequence(&model, &prompt, drafter, options(sampling));
                 model.take_max_nodes();
                 let mut generation = Generation::new(&model, sequence, Budget::Fixed(40));
-                assert_eq!(ids(&mut generation), plain(&model, &prompt, sampling), "{pass:?} {tree:?} {index}");
+                assert_eq!(
+                    ids(&mut generation),
+                    plain(&model, &prompt, sampling),
+                    "{pass:?} {tree:?} {exit_threshold:?} {index}"
+                );
+                assert_eq!(generation.stats().pruned > 0, exit_threshold.is_some(), "{pass:?} {tree:?}");
                 if let (0, TreeShape::Static { top_k }) = (index, tree) {
                     let full = 1 + top_k + top_k * top_k + top_k * top_k * top_k;
                     assert_eq!(model.take_max_nodes(), full.max(prompt.len()));

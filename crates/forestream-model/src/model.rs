@@ -6,7 +6,7 @@ use crate::streams::Streams;
 use crate::{DecoderConfig, KvCache, ModelError, NodeId, TokenTree};
 
 /// Which nodes of a tree will be asked for logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outputs {
     /// None: the pass only fills the cache.
     None,
@@ -14,6 +14,9 @@ pub enum Outputs {
     Last,
     /// Every node (a draft under verification).
     All,
+    /// Every node that the model's early exit lets pass: a node whose token has less than this probability after its
+    /// parent ends where the streams begin, and what follows it too. Every node, in a model without early exit.
+    Probable(f32),
 }
 
 impl Outputs {
@@ -22,7 +25,7 @@ impl Outputs {
         match self {
             Self::None => len..len,
             Self::Last => len - 1..len,
-            Self::All => 0..len,
+            Self::All | Self::Probable(_) => 0..len,
         }
     }
 }
@@ -47,8 +50,10 @@ pub struct Hidden {
     /// States of the same rows where the streams begin, `[rows, hidden_size]`; empty without streams.
     boundary: Vec<f32>,
     hidden_size: usize,
-    /// For each sequence: its asked-for nodes, and the index of the first one's row.
-    sequences: Vec<(Range<usize>, usize)>,
+    /// The node of each row.
+    nodes: Vec<usize>,
+    /// The rows of each sequence.
+    sequences: Vec<Range<usize>>,
 }
 
 impl Hidden {
@@ -61,14 +66,14 @@ impl Hidden {
     pub fn reset(&mut self, rows: &[Row<'_>], hidden_size: usize) -> &mut [f32] {
         self.hidden_size = hidden_size;
         self.sequences.clear();
-        let mut first = 0;
+        self.nodes.clear();
         for row in rows {
-            let nodes = row.outputs.nodes(row.tree.len());
-            self.sequences.push((nodes.clone(), first));
-            first += nodes.len();
+            let first = self.nodes.len();
+            self.nodes.extend(row.outputs.nodes(row.tree.len()));
+            self.sequences.push(first..self.nodes.len());
         }
         self.states.clear();
-        self.states.resize(first * hidden_size, 0.0);
+        self.states.resize(self.nodes.len() * hidden_size, 0.0);
         self.boundary.clear();
         &mut self.states
     }
@@ -77,6 +82,7 @@ impl Hidden {
     pub fn resize(&mut self, num_rows: usize, hidden_size: usize) -> &mut [f32] {
         self.hidden_size = hidden_size;
         self.sequences.clear();
+        self.nodes.clear();
         self.boundary.clear();
         self.states.clear();
         self.states.resize(num_rows * hidden_size, 0.0);
@@ -94,6 +100,26 @@ impl Hidden {
         self.boundary.clone_from(&self.states);
     }
 
+    /// Drops all rows but these, given in their order; row `i` is then the former row `rows[i]`.
+    pub fn keep(&mut self, rows: &[usize]) {
+        let width = self.hidden_size;
+        for (to, &from) in rows.iter().enumerate() {
+            self.nodes[to] = self.nodes[from];
+            for states in [&mut self.states, &mut self.boundary] {
+                if !states.is_empty() {
+                    states.copy_within(from * width..(from + 1) * width, to * width);
+                }
+            }
+        }
+        self.nodes.truncate(rows.len());
+        self.states.truncate(rows.len() * width);
+        self.boundary.truncate(rows.len() * width);
+        for sequence in &mut self.sequences {
+            let kept = |end: usize| rows.partition_point(|&row| row < end);
+            *sequence = kept(sequence.start)..kept(sequence.end);
+        }
+    }
+
     /// The states to fill, `[rows, hidden_size]`.
     pub fn states_mut(&mut self) -> &mut [f32] {
         &mut self.states
@@ -104,10 +130,11 @@ impl Hidden {
         self.states.len().checked_div(self.hidden_size).unwrap_or(0)
     }
 
-    /// The row of `node` in sequence `sequence_index` of the pass; `None` where it was not asked for.
+    /// The row of `node` in sequence `sequence_index` of the pass; `None` where it was not asked for, or was pruned.
     pub fn row_of(&self, sequence_index: usize, node: NodeId) -> Option<usize> {
-        let (nodes, first) = &self.sequences[sequence_index];
-        nodes.contains(&node.index()).then(|| first + node.index() - nodes.start)
+        let rows = self.sequences[sequence_index].clone();
+        let offset = self.nodes[rows.clone()].binary_search(&node.index()).ok()?;
+        Some(rows.start + offset)
     }
 
     /// The state of one row, `[hidden_size]`.
@@ -119,6 +146,11 @@ impl Hidden {
     /// model does not keep it.
     pub fn boundary(&self, row: usize) -> Option<&[f32]> {
         self.boundary.get(row * self.hidden_size..(row + 1) * self.hidden_size)
+    }
+
+    /// The rows of sequence `sequence_index` of the pass.
+    pub fn rows_of(&self, sequence_index: usize) -> Range<usize> {
+        self.sequences[sequence_index].clone()
     }
 
     /// The states of consecutive rows, `[rows, hidden_size]`.

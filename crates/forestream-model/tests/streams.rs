@@ -41,6 +41,7 @@ fn config(checkpoint: &Checkpoint, num_streams: usize, num_msa_layers: usize) ->
             token_conditioning: true,
             sampler_size: Some(8),
             draft_vocab_size: Some(20),
+            early_exit_rank: None,
         },
         lora: Some(LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() }),
         main_lora: None,
@@ -288,6 +289,54 @@ fn deferred(model: &CpuModel, text: &[TokenId], tree: &TokenTree, node: NodeId, 
 }
 
 #[test]
+fn the_early_exit_ends_nodes_and_changes_no_other() {
+    for (name, num_msa_layers) in [("tiny-llama", 1), ("tiny-llama", 2), ("tiny-qwen2", 1), ("tiny-qwen3", 1)] {
+        let checkpoint = Checkpoint::open(&directory(name)).unwrap();
+        let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
+        let mut config = config(&checkpoint, 3, num_msa_layers);
+        config.streams.early_exit_rank = Some(2);
+        model.attach(adapter(config, checkpoint.config(), 0.5), &checkpoint).unwrap();
+        let (tree, other) = (draft(), TokenTree::chain(&[4, 4, 2]));
+        let run = |threshold: f32, path: &[NodeId]| {
+            let (mut cache, mut second, mut hidden) =
+                (read(&model, &TEXT).0, read(&model, &TEXT[..4]).0, Hidden::new());
+            let outputs = Outputs::Probable(threshold);
+            let mut rows = [
+                Row { tree: &tree, cache: &mut cache, outputs },
+                Row { tree: &other, cache: &mut second, outputs: Outputs::All },
+            ];
+            model.forward(&mut rows, &mut hidden).unwrap();
+            let states = |row: usize| (hidden.state(row).to_vec(), hidden.boundary(row).unwrap().to_vec());
+            let first: Vec<_> = tree.node_ids().map(|node| hidden.row_of(0, node).map(states)).collect();
+            let company: Vec<_> = other.node_ids().map(|node| hidden.row_of(1, node).map(states)).collect();
+            cache.commit(path);
+            let next = TokenTree::root(2);
+            let row = Row { tree: &next, cache: &mut cache, outputs: Outputs::All };
+            model.forward(&mut [row], &mut hidden).unwrap();
+            (first, company, hidden.state(0).to_vec())
+        };
+        let mut num_kept = Vec::new();
+        for threshold in (0..=20).rev().map(|halves| 0.1_f32.powf(0.5 * halves as f32)) {
+            let (kept, company, _) = run(threshold, &[NodeId::ROOT]);
+            let deepest = tree.node_ids().filter(|node| kept[node.index()].is_some()).last().unwrap();
+            let path = tree.path(deepest);
+            let (all, all_company, after_all) = run(f32::MIN_POSITIVE, &path);
+            assert_eq!(company, all_company, "{name} {threshold}");
+            assert_eq!(run(threshold, &path).2, after_all, "{name} {threshold}: the cache keeps what was accepted");
+            for node in tree.node_ids().filter(|node| kept[node.index()].is_some()) {
+                assert_eq!(kept[node.index()], all[node.index()], "{name} {threshold} {node:?}");
+                let parent = tree.parent(node).map_or(0, NodeId::index);
+                assert!(kept[parent].is_some(), "{name} {threshold} {node:?}: what follows a pruned node is pruned");
+            }
+            num_kept.push(kept.iter().flatten().count());
+        }
+        assert!(num_kept.is_sorted_by(|a, b| a >= b), "{name}: {num_kept:?}");
+        assert_eq!(num_kept[20], 1, "the root stays");
+        assert!(num_kept.iter().any(|kept| (2..tree.len()).contains(kept)), "{name}: {num_kept:?}");
+    }
+}
+
+#[test]
 fn fused_streams_leave_the_tree_to_be_committed() {
     let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
     let mut model = CpuModel::load(&checkpoint, LoadOptions::default()).unwrap();
@@ -458,6 +507,7 @@ fn the_paper_counts_are_reproduced() {
         token_conditioning: false,
         sampler_size: None,
         draft_vocab_size: None,
+        early_exit_rank: None,
     };
     let lora = LoraConfig { rank: 8, alpha: 16.0, target_modules: vec![Projection::QProj, Projection::VProj] };
     let lossless = AdapterConfig { streams: plain, lora: Some(lora), ..config(&checkpoint, 3, 4) };

@@ -4,13 +4,14 @@ use forestream_model::TokenId;
 
 use crate::data::Example;
 
-/// The `size` most frequent completion tokens, ties by id; completed by the lowest ids that do not occur.
+/// The `size` most frequent completion tokens, ties by id; fewer where the data has fewer, since what never occurs would
+/// only be read in every draft.
 pub(crate) fn choose(examples: &[Example], size: usize, vocab_size: usize) -> Vec<TokenId> {
     let mut counts = vec![0_u64; vocab_size];
     for &token in examples.iter().flat_map(|example| &example.completion) {
         counts[token as usize] += 1;
     }
-    let mut ids: Vec<TokenId> = (0..vocab_size as TokenId).collect();
+    let mut ids: Vec<TokenId> = (0..vocab_size as TokenId).filter(|&id| counts[id as usize] > 0).collect();
     ids.sort_by_key(|&id| (std::cmp::Reverse(counts[id as usize]), id));
     ids.truncate(size);
     ids
@@ -46,13 +47,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frequent_tokens_come_first_then_the_lowest_ids() {
+    fn frequent_tokens_come_first_and_others_not_at_all() {
         let examples = [
             Example { prompt: vec![9, 9, 9, 9], completion: vec![5, 3, 5] },
             Example { prompt: vec![1], completion: vec![7, 3, 5] },
         ];
         assert_eq!(choose(&examples, 2, 10), [5, 3]);
-        assert_eq!(choose(&examples, 6, 10), [5, 3, 7, 0, 1, 2]);
+        assert_eq!(choose(&examples, 6, 10), [5, 3, 7]);
         let rows = DraftRows::new(&[5, 3], 10);
         assert_eq!([rows.row(5), rows.row(3), rows.row(7)], [Some(0), Some(1), None]);
         assert_eq!(DraftRows::new(&[], 10).row(7), Some(7));

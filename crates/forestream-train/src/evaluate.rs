@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 use crate::calibration::{self, Proposal};
 use crate::data::Example;
-use crate::objective::{MainScore, Score, exponentials, main_cross_entropy, maximum, tau};
+use crate::objective::{MainScore, Score, exit_cross_entropy, exponentials, main_cross_entropy, maximum, tau};
 use crate::pieces::{PieceMaker, run, values};
 use crate::progress::MainFigures;
 use crate::targets::{Target, Targets};
@@ -23,6 +23,9 @@ pub struct Evaluation {
     /// The main rows, where they are trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub main: Option<MainFigures>,
+    /// The early exit, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_exit: Option<MainFigures>,
     /// By depth: how often the most probable token is the target, given that the tokens before it are right.
     pub accuracy: Vec<f64>,
     /// `1 + sum_k prod_(i<=k) accuracy_i`.
@@ -39,6 +42,7 @@ pub struct Evaluation {
 struct Sums {
     score: Score,
     main: MainScore,
+    early_exit: MainScore,
     /// By depth.
     proposals: Vec<Vec<Proposal>>,
     num_passes: usize,
@@ -61,6 +65,9 @@ pub(crate) fn evaluate(
         for piece in maker.pieces(example)? {
             let logits = run(maker.base, weights, vec![piece.input])?;
             sums.add(values(logits.streams), &piece.targets, &mut accepted);
+            if let Some(logits) = logits.early_exit {
+                sums.early_exit.add(exit_cross_entropy(&mut values(logits), &piece.targets.next, 0.0));
+            }
             if let Some(logits) = logits.main {
                 sums.main.add(main_cross_entropy(&mut values(logits), &piece.main_targets, 0.0));
             }
@@ -71,6 +78,7 @@ pub(crate) fn evaluate(
     Ok(Evaluation {
         loss: sums.score.mean_loss(),
         main: MainFigures::of(&sums.main),
+        early_exit: MainFigures::of(&sums.early_exit),
         tau: tau(&accuracy),
         accuracy,
         chain: sums.num_tokens as f64 / sums.num_passes.max(1) as f64,
@@ -84,6 +92,7 @@ impl Sums {
         Self {
             score: Score::new(num_streams),
             main: MainScore::default(),
+            early_exit: MainScore::default(),
             proposals: vec![Vec::new(); num_streams],
             num_passes: 0,
             num_tokens: 0,
@@ -152,7 +161,7 @@ mod tests {
         // Most probable tokens: 1 2 | 0 2 | 1 0; targets: 1 2 | 1 2 | 1 -.
         let logits = vec![0., 9., 1., 0., 1., 9., 9., 0., 1., 0., 1., 9., 0., 9., 1., 9., 0., 1.];
         let rows = vec![Target::Row(1), Target::Row(2), Target::Row(1), Target::Row(2), Target::Row(1), Target::None];
-        sums.add(logits, &Targets { num_streams: 2, rows, teacher: None }, &mut accepted);
+        sums.add(logits, &Targets { num_streams: 2, rows, next: Vec::new(), teacher: None }, &mut accepted);
         assert_eq!(accepted, [2, 0, 1]);
         assert_eq!(sums.score.accuracy(), [2.0 / 3.0, 1.0]);
         assert_eq!(sums.proposals[1].len(), 2 * 3, "three tokens give three proposals of a row");

@@ -170,6 +170,9 @@ fn write_card(
         let (perplexity, accuracy) = (main.loss.exp(), main.accuracy);
         writeln!(text, "The model itself: perplexity {perplexity:.2}, next token right {accuracy:.3}.\n")?;
     }
+    if let Some(exit) = &evaluation.early_exit {
+        writeln!(text, "The early exit: next token right {:.3}.\n", exit.accuracy)?;
+    }
     writeln!(text, "How often the most probable token is right, given that the tokens before it are:\n")?;
     let cells =
         |cell: &dyn Fn(usize) -> String| (0..streams.num_streams).map(|depth| cell(depth) + " |").collect::<String>();

@@ -6,10 +6,10 @@ use forestream_model::TokenId;
 
 use crate::TrainError;
 use crate::adamw::Named;
-use crate::objective::{MainScore, Score, main_cross_entropy, score_rows};
+use crate::objective::{MainScore, Score, exit_cross_entropy, main_cross_entropy, score_rows};
 use crate::pieces::{Input, Piece, run, values};
 use crate::settings::TrainSettings;
-use crate::targets::Targets;
+use crate::targets::{Target, Targets};
 
 /// Logits that are held at once; larger steps are computed in parts whose gradients add up.
 const MAX_LOGITS: usize = 48 << 20;
@@ -19,6 +19,13 @@ const MAX_LOGITS: usize = 48 << 20;
 pub(crate) struct BatchScore {
     pub(crate) streams: Score,
     pub(crate) main: MainScore,
+    pub(crate) early_exit: MainScore,
+}
+
+impl BatchScore {
+    fn new(num_streams: usize) -> Self {
+        Self { streams: Score::new(num_streams), main: MainScore::default(), early_exit: MainScore::default() }
+    }
 }
 
 /// Scores of a batch, and the gradients of its loss.
@@ -36,7 +43,8 @@ pub(crate) fn gradients(
     let total_weight = pieces.iter().map(|piece| piece.targets.total_weight()).sum::<f64>().max(f64::MIN_POSITIVE);
     let num_main_rows = pieces.iter().map(|piece| piece.main_targets.len()).sum::<usize>();
     let main_scale = (main_weight / num_main_rows.max(1) as f64) as f32;
-    let mut score = BatchScore { streams: Score::new(base.adapter().streams.num_streams), main: MainScore::default() };
+    let exit_scale = 1.0 / pieces.iter().map(Piece::num_positions).sum::<usize>().max(1) as f32;
+    let mut score = BatchScore::new(base.adapter().streams.num_streams);
     let mut sums = Named::new();
     let mut pieces = pieces.into_iter().peekable();
     while pieces.peek().is_some() {
@@ -54,6 +62,12 @@ pub(crate) fn gradients(
         if let Some(logits) = logits.main {
             let mut gradient = values(logits.clone());
             score.main.add(main_cross_entropy(&mut gradient, &part.main_targets, main_scale));
+            loss = loss + product(logits, gradient);
+        }
+        if let Some(logits) = logits.early_exit {
+            let next: Vec<Target> = part.targets.iter().flat_map(|targets| &targets.next).copied().collect();
+            let mut gradient = values(logits.clone());
+            score.early_exit.add(exit_cross_entropy(&mut gradient, &next, exit_scale));
             loss = loss + product(logits, gradient);
         }
         add_gradients(&loss, weights, &mut sums);

@@ -8,7 +8,7 @@ use forestream_model::TokenId;
 use crate::settings::Objective;
 use crate::targets::{Target, Targets};
 
-/// What a set of main rows gave.
+/// What a set of rows gave that foresee the next token: main rows, or the early exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct MainScore {
     /// Sum of losses.
@@ -129,6 +129,24 @@ pub(crate) fn main_cross_entropy(logits: &mut [f32], targets: &[TokenId], scale:
     score
 }
 
+/// Cross entropy of the early exit over the draft vocabulary, the same way; tokens outside it count as misses and teach
+/// nothing.
+pub(crate) fn exit_cross_entropy(logits: &mut [f32], targets: &[Target], scale: f32) -> MainScore {
+    let mut score = MainScore::default();
+    let width = logits.len() / targets.len();
+    for (logits, target) in logits.chunks_exact_mut(width).zip(targets) {
+        let best = softmax(logits);
+        let &Target::Row(token) = target else {
+            logits.fill(0.0);
+            score.rows += u64::from(*target == Target::OutsideVocabulary);
+            continue;
+        };
+        let loss = cross_entropy(logits, token as usize, scale);
+        score.add(MainScore { loss, hits: u64::from(best == token as usize), rows: 1 });
+    }
+    score
+}
+
 /// Probabilities below this are as good as none.
 const SMALLEST: f32 = 1e-30;
 
@@ -200,7 +218,7 @@ mod tests {
         let rows = vec![Target::Row(2), Target::Row(1), Target::OutsideVocabulary];
         let probabilities = vec![0.1, 0.2, 0.3, 0.4, 0.0, 1.0, 0.0, 0.0, 0.7, 0.1, 0.1, 0.1];
         let teacher = (objective != Objective::Ce).then_some(Teacher { probabilities, width: 4 });
-        Targets { num_streams: 3, rows, teacher }
+        Targets { num_streams: 3, rows, next: Vec::new(), teacher }
     }
 
     #[test]
@@ -228,7 +246,7 @@ mod tests {
     fn losses_are_those_of_a_calculation_by_hand() {
         let loss = |objective| {
             let teacher = Some(Teacher { probabilities: vec![0.5, 0.5], width: 2 });
-            let targets = Targets { num_streams: 1, rows: vec![Target::Row(0)], teacher };
+            let targets = Targets { num_streams: 1, rows: vec![Target::Row(0)], next: Vec::new(), teacher };
             score_rows(&mut [0.0, 3.0_f32.ln()], &targets, objective, 1.0).loss
         };
         let expected = [4.0_f64.ln(), 0.5 * (4.0_f64 / 3.0).ln(), 0.25];
@@ -248,6 +266,23 @@ mod tests {
                 let mut logits = LOGITS;
                 logits[index] += by;
                 main_cross_entropy(&mut logits, &targets, 1.0).loss
+            };
+            let expected = 0.25 * (shifted(0.01) - shifted(-0.01)) / 0.02;
+            assert!((f64::from(gradient[index]) - expected).abs() < 1e-4, "{index}: {} {expected}", gradient[index]);
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_the_early_exit_is_that_of_its_loss() {
+        let targets = [Target::Row(2), Target::OutsideVocabulary, Target::Row(0)];
+        let mut gradient = LOGITS;
+        let score = exit_cross_entropy(&mut gradient, &targets, 0.25);
+        assert_eq!((score.hits, score.rows), (2, 3));
+        for index in 0..LOGITS.len() {
+            let shifted = |by: f32| {
+                let mut logits = LOGITS;
+                logits[index] += by;
+                exit_cross_entropy(&mut logits, &targets, 1.0).loss
             };
             let expected = 0.25 * (shifted(0.01) - shifted(-0.01)) / 0.02;
             assert!((f64::from(gradient[index]) - expected).abs() < 1e-4, "{index}: {} {expected}", gradient[index]);

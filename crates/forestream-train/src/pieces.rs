@@ -5,7 +5,8 @@
 
 use forestream_burn::tensor::Tensor;
 use forestream_burn::{
-    BurnError, JointLogits, JointText, Segment, StreamBase, StreamWeights, joint_logits, stream_logits,
+    BurnError, JointLogits, JointText, Segment, StreamBase, StreamWeights, early_exit_logits, joint_logits,
+    stream_logits,
 };
 use forestream_model::TokenId;
 use forestream_model::streams::TrainingMode;
@@ -36,6 +37,8 @@ pub(crate) struct Logits {
     pub(crate) main: Option<Tensor<2>>,
     /// `[stream rows, draft vocabulary]`.
     pub(crate) streams: Tensor<2>,
+    /// `[positions, draft vocabulary]`; `None` without early exit.
+    pub(crate) early_exit: Option<Tensor<2>>,
 }
 
 /// What makes pieces of examples.
@@ -78,7 +81,9 @@ impl Piece {
 
     /// The number of logits that a pass gives for this piece.
     pub(crate) fn num_logits(&self, base: &StreamBase) -> usize {
-        self.targets.rows.len() * base.draft_vocab_size() + self.main_targets.len() * base.decoder().vocab_size
+        let exit_rows = base.adapter().streams.early_exit_rank.map_or(0, |_| self.num_positions());
+        (self.targets.rows.len() + exit_rows) * base.draft_vocab_size()
+            + self.main_targets.len() * base.decoder().vocab_size
     }
 }
 
@@ -95,10 +100,11 @@ pub(crate) fn run(base: &StreamBase, weights: &StreamWeights, inputs: Vec<Input>
         }
     }
     if texts.is_empty() {
-        return Ok(Logits { main: None, streams: stream_logits(base, weights, &segments)? });
+        let streams = stream_logits(base, weights, &segments)?;
+        return Ok(Logits { main: None, streams, early_exit: early_exit_logits(base, weights, &segments)? });
     }
-    let JointLogits { main, streams } = joint_logits(base, weights, &texts)?;
-    Ok(Logits { main: Some(main), streams })
+    let JointLogits { main, streams, early_exit } = joint_logits(base, weights, &texts)?;
+    Ok(Logits { main: Some(main), streams, early_exit })
 }
 
 /// The values of a tensor.

@@ -33,6 +33,9 @@ pub struct StepReport {
     /// The main rows, where they are trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub main: Option<MainFigures>,
+    /// The early exit, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_exit: Option<MainFigures>,
     /// The learning rate of streams.
     pub lr: f64,
     /// The norm of the gradients before clipping.
@@ -47,7 +50,7 @@ pub struct StepReport {
     pub seconds: StepSeconds,
 }
 
-/// How main rows predict the next token of completions.
+/// How main rows, or the early exit, predict the next token of completions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MainFigures {
     /// Mean loss: the logarithm of the perplexity.
@@ -114,7 +117,8 @@ impl TrainLog {
     pub(crate) fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
         self.write(&serde_json::to_value(report).expect("a report is plain data"))?;
         let mut figures = figures("train", report.loss, report.tau, &report.accuracy);
-        figures.extend(main_figures("train", report.main));
+        figures.extend(next_token_figures("train/main", report.main));
+        figures.extend(next_token_figures("train/early_exit", report.early_exit));
         figures.push(("train/learning_rate".to_owned(), report.lr));
         figures.push(("train/gradient_norm".to_owned(), report.gradient_norm));
         figures.push(("train/positions_per_second".to_owned(), report.positions_per_second));
@@ -124,7 +128,8 @@ impl TrainLog {
     pub(crate) fn evaluation(&mut self, step: usize, evaluation: &Evaluation) -> Result<(), TrainError> {
         self.write(&serde_json::json!({ "step": step, "evaluation": evaluation }))?;
         let mut figures = figures("held_out", evaluation.loss, evaluation.tau, &evaluation.accuracy);
-        figures.extend(main_figures("held_out", evaluation.main));
+        figures.extend(next_token_figures("held_out/main", evaluation.main));
+        figures.extend(next_token_figures("held_out/early_exit", evaluation.early_exit));
         figures.push(("held_out/chain".to_owned(), evaluation.chain));
         self.events.scalars(step, &figures)
     }
@@ -142,10 +147,10 @@ fn figures(group: &str, loss: f64, tau: f64, accuracy: &[f64]) -> Vec<(String, f
     figures
 }
 
-/// The figures of main rows, where they are trained.
-fn main_figures(group: &str, main: Option<MainFigures>) -> impl Iterator<Item = (String, f64)> {
-    let named = move |main: MainFigures| [("main_loss", main.loss), ("main_accuracy", main.accuracy)];
-    main.into_iter().flat_map(named).map(move |(name, value)| (format!("{group}/{name}"), value))
+/// The figures of rows that predict the next token, where they are trained.
+fn next_token_figures(rows: &str, figures: Option<MainFigures>) -> impl Iterator<Item = (String, f64)> {
+    let named = |figures: MainFigures| [("loss", figures.loss), ("accuracy", figures.accuracy)];
+    figures.into_iter().flat_map(named).map(move |(name, value)| (format!("{rows}_{name}"), value))
 }
 
 fn step_of(line: &str) -> Option<usize> {

@@ -138,12 +138,13 @@ impl Preset {
                 token_conditioning: true,
                 sampler_size: Some(64),
                 draft_vocab_size: Some(8192),
+                early_exit_rank: None,
             },
             lora: LoraConfig { rank: 32, alpha: 64.0, target_modules: Projection::ALL.to_vec() },
         }
     }
 
-    /// The parameters of the paper: stream embeddings and a small LoRA on queries and values.
+    /// The parameters of the paper: stream embeddings, a small LoRA on queries and values, the map of the early exit.
     pub fn paper() -> Self {
         Self {
             name: "paper",
@@ -155,6 +156,7 @@ impl Preset {
                 token_conditioning: false,
                 sampler_size: None,
                 draft_vocab_size: None,
+                early_exit_rank: Some(8),
             },
             lora: LoraConfig { rank: 8, alpha: 16.0, target_modules: vec![Projection::QProj, Projection::VProj] },
         }

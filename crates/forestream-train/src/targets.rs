@@ -24,6 +24,8 @@ pub(crate) enum Target {
 pub(crate) struct Targets {
     pub(crate) num_streams: usize,
     pub(crate) rows: Vec<Target>,
+    /// By position: the token after it, which the early exit should foresee.
+    pub(crate) next: Vec<Target>,
     /// What the frozen model itself expects, where streams learn from that.
     pub(crate) teacher: Option<Teacher>,
 }
@@ -54,7 +56,7 @@ impl Targets {
             None => Target::None,
         };
         let rows = (0..num_positions).flat_map(|i| (1..=num_streams).map(move |j| i + j)).map(target).collect();
-        Self { num_streams, rows, teacher: None }
+        Self { num_streams, rows, next: (0..num_positions).map(target).collect(), teacher: None }
     }
 
     /// The weight of each row in the loss.
@@ -90,6 +92,7 @@ mod tests {
         let targets = Targets::of(&example, 1, &[5, 6, 7, 0], 2, &DraftRows::new(&[6, 5], 10));
         assert_eq!(targets.rows, [Target::Row(0), Target::OutsideVocabulary, Target::OutsideVocabulary, Target::None]);
         assert_eq!([0, 1, 2, 3].map(|row| targets.weight(row)), [1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(targets.next, [Target::Row(1), Target::Row(0)], "the early exit foresees the emitted one");
     }
 
     #[test]

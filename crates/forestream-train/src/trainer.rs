@@ -102,7 +102,7 @@ impl Trainer {
     /// Settings, data, model or initial weights that do not fit together.
     pub fn new(job: TrainJob<'_>) -> Result<Self, TrainError> {
         let decoder = job.base.config().clone();
-        let adapter = job.adapter;
+        let mut adapter = job.adapter;
         adapter.validate(&decoder).map_err(|problem| TrainError::setting("adapter sizes", problem))?;
         if adapter.tensors(&decoder).is_empty() {
             let problem = "leaves nothing to train; keep low-rank changes, the sampler or token conditioning";
@@ -122,6 +122,7 @@ impl Trainer {
             Some(size) => draft_vocabulary::choose(&job.training.examples, size, decoder.vocab_size),
             None => Vec::new(),
         };
+        adapter.streams.draft_vocab_size = Some(draft_vocabulary.len()).filter(|&size| size > 0);
         let device = Device::flex();
         let mut base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
         let num_streams = adapter.streams.num_streams;
@@ -261,14 +262,14 @@ impl Trainer {
         let after_features = started.elapsed().as_secs_f64();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device);
         let (score, mut gradients) = gradients(&self.base, &weights, pieces, &self.settings)?;
-        let BatchScore { streams: score, main } = score;
+        let BatchScore { streams: score, main, early_exit } = score;
         let after_passes = started.elapsed().as_secs_f64();
         let step = self.progress.step + 1;
         // By kind of row: the great gradients of fresh streams must not hold main rows back.
         let norms = [false, true]
             .map(|is_main| clip(&mut gradients, MAX_GRADIENT_NORM, &|name| is_of_main_rows(name) == is_main));
         let gradient_norm = norms[0].hypot(norms[1]);
-        if !(score.loss + main.loss).is_finite() || !gradient_norm.is_finite() {
+        if !(score.loss + main.loss + early_exit.loss).is_finite() || !gradient_norm.is_finite() {
             return Err(TrainError::NotFinite { step });
         }
         let factor = schedule::factor(self.share_after(step));
@@ -291,6 +292,7 @@ impl Trainer {
             tau: tau(&accuracy),
             accuracy,
             main: MainFigures::of(&main),
+            early_exit: MainFigures::of(&early_exit),
             lr: rate,
             gradient_norm,
             num_positions,
@@ -429,7 +431,11 @@ fn initial_weights(
     };
     let (wanted, given) = (adapter.tensors(decoder), initial.config.tensors(decoder));
     initial.tensors.retain(|name, _| wanted.iter().any(|spec| spec.name == *name));
-    match wanted.into_iter().find(|spec| !given.contains(spec)) {
+    let has_none = initial.config.streams.early_exit_rank.is_none();
+    let may_be_fresh = |name: &str| has_none && name.starts_with("early_exit.");
+    let fresh = StreamWeights::init(adapter, decoder, seed, device).values();
+    initial.tensors.extend(fresh.into_iter().filter(|(name, _)| may_be_fresh(name)));
+    match wanted.into_iter().find(|spec| !given.contains(spec) && !may_be_fresh(&spec.name)) {
         None => Ok(initial.tensors),
         Some(spec) => {
             let (name, shape) = (spec.name, spec.shape);

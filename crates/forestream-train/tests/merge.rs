@@ -35,6 +35,7 @@ fn adapter(base: &Checkpoint, mode: TrainingMode) -> Adapter {
             token_conditioning: false,
             sampler_size: None,
             draft_vocab_size: None,
+            early_exit_rank: None,
         },
         lora: None,
         main_lora: (mode == TrainingMode::Joint).then_some(MainLoraConfig { num_layers: 1, lora }),

@@ -84,6 +84,8 @@ pub struct Figures {
     pub mean_acceptance_length: f64,
     /// Accepted draft tokens per verified one.
     pub draft_acceptance_rate: f64,
+    /// Draft tokens that the early exit ended per verified one.
+    pub draft_pruned_rate: f64,
     /// Rounds.
     pub rounds: usize,
     /// Seconds of prompt reading.
@@ -240,7 +242,8 @@ impl Figures {
         let rounds = sum(|run| run.report.speculative.rounds);
         let by_rounds = sum(Run::by_rounds);
         let completion_tokens = sum(|run| run.report.timings.predicted_n);
-        let accepted = sum(|run| run.report.timings.draft_n_accepted);
+        let (accepted, drafted) =
+            (sum(|run| run.report.timings.draft_n_accepted), sum(|run| run.report.timings.draft_n));
         let prefill_seconds = seconds(|run| run.report.timings.prompt_ms / 1e3);
         let decode_seconds = seconds(Run::decode_seconds);
         Self {
@@ -249,7 +252,8 @@ impl Figures {
             tokens_per_second: ratio(by_rounds as f64, decode_seconds),
             end_to_end_tokens_per_second: ratio(completion_tokens as f64, prefill_seconds + decode_seconds),
             mean_acceptance_length: 1.0 + ratio(accepted as f64, rounds as f64),
-            draft_acceptance_rate: ratio(accepted as f64, sum(|run| run.report.timings.draft_n) as f64),
+            draft_acceptance_rate: ratio(accepted as f64, drafted as f64),
+            draft_pruned_rate: ratio(sum(|run| run.report.speculative.pruned_tokens) as f64, drafted as f64),
             rounds,
             prefill_seconds,
             decode_seconds,

@@ -80,6 +80,8 @@ pub struct Speculative {
     pub acceptance_histogram: Vec<usize>,
     /// Accepted draft tokens per verified one.
     pub draft_acceptance_rate: f64,
+    /// Draft tokens that the early exit ended.
+    pub pruned_tokens: usize,
 }
 
 impl Report {
@@ -110,6 +112,7 @@ impl Report {
                 mean_acceptance_length: stats.mean_acceptance_length(),
                 acceptance_histogram: stats.acceptance_histogram.clone(),
                 draft_acceptance_rate: stats.acceptance_rate(),
+                pruned_tokens: stats.pruned,
                 ..Speculative::default()
             },
             ..Self::default()

@@ -27,6 +27,8 @@ const MAX_LEN: usize = 2048;
 pub struct TrainRequest {
     /// Sizes and switches of the streams.
     pub streams: StreamConfig,
+    /// The rank of an early exit for an adapter that has none: the one thing that streams trained on for `adapter` may gain.
+    pub early_exit_rank: Option<usize>,
     /// Low-rank changes of stream rows.
     pub lora: Option<LoraConfig>,
     /// Low-rank changes of main rows' top layers, all of them if it says 0; the mode is joint where there are any.
@@ -91,10 +93,11 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     let open = |path: &PathBuf| Adapter::open(path, checkpoint.config(), &fingerprint);
     let fitted = request.adapter.as_ref().map(open).transpose()?;
     let initial = request.init_from.as_ref().map(open).transpose()?.or_else(|| fitted.clone());
-    let (streams, lora) = match &fitted {
+    let (mut streams, lora) = match &fitted {
         Some(fitted) if request.init_from.is_none() => (fitted.config.streams.clone(), fitted.config.lora.clone()),
         _ => (request.streams, request.lora),
     };
+    streams.early_exit_rank = streams.early_exit_rank.or(request.early_exit_rank.filter(|&rank| rank > 0));
     let usual = LoadOptions::default();
     let load_options = LoadOptions {
         num_threads: options.threads.unwrap_or(usual.num_threads),

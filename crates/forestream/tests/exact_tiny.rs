@@ -84,6 +84,10 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
     for sampling in samplings() {
         for prompt in PROMPTS {
             let run = |strategy: &str, budget| {
+                let (strategy, exit_threshold) = match strategy.strip_prefix("pruned ") {
+                    Some(strategy) => (strategy, Some(0.02)),
+                    None => (strategy, None),
+                };
                 let (strategy, pass) = match strategy.strip_prefix("fused ") {
                     Some(strategy) => (strategy, StreamPass::Fused),
                     None => (strategy, StreamPass::Deferred),
@@ -92,7 +96,7 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
                     if pass == StreamPass::Fused { TreeShape::Static { top_k: 2 } } else { TreeShape::BestFirst };
                 let options = GenerateOptions {
                     strategy: strategy.to_owned(),
-                    streaming: StreamingOptions { pass, tree },
+                    streaming: StreamingOptions { pass, tree, exit_threshold },
                     budget,
                     max_tokens: Some(MAX_TOKENS),
                     ..GenerateOptions::new(sampling.clone())
@@ -105,6 +109,8 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
                 ("ngram", Some(16)),
                 ("streaming", Some(12)),
                 ("fused streaming", Some(15)),
+                ("pruned streaming", Some(12)),
+                ("pruned fused streaming", Some(15)),
                 ("ngram,streaming", Some(5)),
             ];
             cases.extend(with_auto_budget.then_some(("auto", None))); // measuring costs takes a while

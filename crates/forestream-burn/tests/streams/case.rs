@@ -178,9 +178,19 @@ impl Case {
 
     /// The same case on a device.
     pub(crate) fn on(device: &Device, options: &Options) -> Self {
+        Self::changed(device, options, &|_| {})
+    }
+
+    /// The same case with an early exit.
+    pub(crate) fn with_early_exit(options: &Options) -> Self {
+        Self::changed(&Device::flex(), options, &|config| config.streams.early_exit_rank = Some(3))
+    }
+
+    fn changed(device: &Device, options: &Options, change: &dyn Fn(&mut AdapterConfig)) -> Self {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models");
         let checkpoint = Checkpoint::open(&models.join(options.model)).unwrap();
-        let config = options.adapter(&checkpoint);
+        let mut config = options.adapter(&checkpoint);
+        change(&mut config);
         let draft_vocabulary = options.draft_vocabulary;
         let base = StreamBase::load(&checkpoint, &config, draft_vocabulary, device).unwrap();
         let random = |(index, spec): (usize, forestream_model::streams::TensorSpec)| {
@@ -240,6 +250,7 @@ impl Options {
                 token_conditioning: self.token_conditioning,
                 sampler_size: self.sampler_size,
                 draft_vocab_size: (!self.draft_vocabulary.is_empty()).then_some(self.draft_vocabulary.len()),
+                early_exit_rank: None,
             },
             lora: self.lora.map(|targets| LoraConfig { rank: 3, alpha: 4.5, target_modules: targets.to_vec() }),
             main_lora: (self.main_layers > 0).then(|| MainLoraConfig {

@@ -61,6 +61,20 @@ impl<'a> Reference<'a> {
         logits
     }
 
+    /// Logits of the early exit at all positions.
+    pub(crate) fn early_exit(&self, trained: &Values) -> Vec<f64> {
+        let width = self.config.hidden_size;
+        let boundary = self.segments.iter().flat_map(|segment| segment.boundary.chunks_exact(width));
+        let logits = |state: &[f32]| {
+            let state: Vec<f64> = state.iter().map(|&x| f64::from(x)).collect();
+            let mut state = self.norm(&state, Some("model.norm.weight"));
+            let inner = matvec(&trained["early_exit.down_proj.weight"], &state);
+            add(&mut state, &matvec(&trained["early_exit.up_proj.weight"], &inner));
+            self.read(&state)
+        };
+        boundary.flat_map(logits).collect()
+    }
+
     /// Final states of all streams of one position.
     fn position(&self, trained: &Values, segment: &Segment, position: usize) -> Vec<Vec<f64>> {
         let (config, streams) = (self.config, &self.adapter.streams);
@@ -162,9 +176,14 @@ impl<'a> Reference<'a> {
             inner = inner.into_iter().map(silu).collect();
             add(&mut state, &matvec(&trained["sampler.up_proj.weight"], &inner));
         }
+        self.read(&state)
+    }
+
+    /// Logits of a final state over the draft vocabulary.
+    fn read(&self, state: &[f64]) -> Vec<f64> {
         let table = self.base.get("lm_head.weight").unwrap_or(&self.base["model.embed_tokens.weight"]);
         let row = |&token: &TokenId| &table[token as usize * state.len()..][..state.len()];
-        self.draft_vocabulary.iter().map(|token| dot(row(token), &state)).collect()
+        self.draft_vocabulary.iter().map(|token| dot(row(token), state)).collect()
     }
 
     fn embedding(&self, token: TokenId) -> Vec<f64> {

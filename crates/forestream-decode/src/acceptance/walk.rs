@@ -77,10 +77,11 @@ impl Walk<'_> {
         Ok(self.distribution()?.draw(uniform))
     }
 
-    /// Emits `token`; goes on at `child`, the node that carries it. Breaks when the round is over.
+    /// Emits `token`; goes on at `child`, the node that carries it. Breaks when the round is over, or the early exit has
+    /// pruned the child.
     pub fn emit(&mut self, token: TokenId, child: Option<NodeId>) -> ControlFlow<()> {
         self.tokens.push(token);
-        match child {
+        match child.filter(|&child| self.hidden.row_of(self.sequence_index, child).is_some()) {
             Some(child) if !self.stop.is_after(token, self.tokens.len()) => {
                 self.path.push(child);
                 ControlFlow::Continue(())

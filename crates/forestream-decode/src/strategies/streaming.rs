@@ -49,12 +49,15 @@ pub enum TreeShape {
 }
 
 /// How streams draft; never changes a token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StreamingOptions {
     /// When streams run.
     pub pass: StreamPass,
     /// Which nodes a draft has.
     pub tree: TreeShape,
+    /// The probability below which the early exit ends a draft token; `None` lets all pass, as does an adapter without
+    /// early exit.
+    pub exit_threshold: Option<f32>,
 }
 
 /// Children that a parent may have in a best-first tree.
@@ -204,6 +207,9 @@ impl Drafter for Streaming {
         let num_streams = self.worth.decide(request.cost, num_streams, request.expected);
         if num_streams == 0 {
             return Ok(());
+        }
+        if let Some(threshold) = self.options.exit_threshold {
+            draft.set_exit_threshold(threshold);
         }
         self.run(streams, num_streams, request)?;
         self.parents.clear();

@@ -110,18 +110,25 @@ impl Batch {
         self.visible.len()
     }
 
-    /// Drops all rows but the outputs; row `i` is then the former row `outputs[i]`.
-    pub(super) fn keep_outputs(&mut self) {
-        for (to, &from) in self.outputs.iter().enumerate() {
+    /// Drops all rows but these, given in their order; row `i` is then the former row `rows[i]`.
+    pub(super) fn keep(&mut self, rows: &[usize]) {
+        for (to, &from) in rows.iter().enumerate() {
             self.visible[to] = self.visible[from];
+            self.slots[to] = self.slots[from];
+            self.positions[to] = self.positions[from];
         }
-        self.visible.truncate(self.outputs.len());
-        let mut first = 0;
-        for rows in &mut self.sequences {
-            let kept = self.outputs.iter().filter(|row| rows.contains(row)).count();
-            *rows = first..first + kept;
-            first += kept;
+        self.visible.truncate(rows.len());
+        self.slots.truncate(rows.len());
+        self.positions.truncate(rows.len());
+        for sequence in &mut self.sequences {
+            let kept = |end: usize| rows.partition_point(|&row| row < end);
+            *sequence = kept(sequence.start)..kept(sequence.end);
         }
+        self.outputs.retain_mut(|output| {
+            let kept = rows.binary_search(output);
+            *output = kept.unwrap_or(*output);
+            kept.is_ok()
+        });
         self.cut_tiles();
     }
 }

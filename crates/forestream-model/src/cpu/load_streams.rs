@@ -7,6 +7,7 @@ use forestream_kernels::formats::Format;
 use forestream_kernels::{PackedMatrix, RowOrder};
 
 use super::CpuModel;
+use super::early_exit::EarlyExit;
 use super::layer::Layer;
 use super::load::Loader;
 use super::low_rank::{LayerChanges, LowRank, Scaled};
@@ -55,8 +56,15 @@ impl CpuModel {
         let size = adapter.config.streams.sampler_size.unwrap_or(0);
         let head = draft_head.as_ref().unwrap_or(self.lm_head());
         let sampler = (size > 0).then(|| merger.sampler(size, head)).transpose()?;
+        let vocab_size = self.config.vocab_size;
+        let draft_vocabulary = match &draft_head {
+            Some(_) => adapter.draft_vocabulary.clone(),
+            None => (0..vocab_size as TokenId).collect(),
+        };
+        let early_exit =
+            adapter.config.streams.early_exit_rank.map(|rank| merger.early_exit(rank, square[0], layer_format));
+        let early_exit = early_exit.transpose()?.map(|change| EarlyExit::new(change, &draft_vocabulary, vocab_size));
         checkpoint.release();
-        let all_tokens = || (0..self.config.vocab_size as TokenId).collect();
         let sizes = &adapter.config.streams;
         let value_rotation = ValueRotation::new(sizes.identity, sizes.num_streams, self.config.head_dim);
         self.boundary = Some(first);
@@ -66,8 +74,9 @@ impl CpuModel {
             value_rotation,
             token_conditioning: conditioning.map(|matrix| [matrix]),
             sampler,
-            draft_vocabulary: if draft_head.is_some() { adapter.draft_vocabulary } else { all_tokens() },
+            draft_vocabulary,
             draft_head,
+            early_exit,
             ones: vec![1.0; self.config.hidden_size.max(size)],
             config: adapter.config,
         });
@@ -195,6 +204,13 @@ impl Merger<'_> {
     /// A matrix of the adapter, beside weights in the format `base`.
     fn dense(&self, name: &str, shape: [usize; 2], base: Format) -> Result<PackedMatrix, ModelError> {
         self.pack(name, shape, &self.adapter.tensors[name], factor_format(base))
+    }
+
+    /// The map of the early exit for states of `width` numbers.
+    fn early_exit(&self, rank: usize, width: usize, base: Format) -> Result<LowRank, ModelError> {
+        let a = self.dense("early_exit.down_proj.weight", [rank, width], base)?;
+        let b = self.dense("early_exit.up_proj.weight", [width, rank], base)?;
+        Ok(LowRank::new(a, vec![Scaled { b, first_output: 0 }]))
     }
 
     /// The rows of the model's head for `tokens`, stored as small as the layers: guesses bear it.

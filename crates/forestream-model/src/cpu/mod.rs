@@ -4,6 +4,7 @@
 //! architecture is data here ([`DecoderConfig`]): biases and head norms run where the configuration says so.
 
 mod batch;
+mod early_exit;
 mod layer;
 mod load;
 mod load_streams;

@@ -10,6 +10,7 @@ use half::f16;
 
 use super::CpuModel;
 use super::batch::Batch;
+use super::early_exit::ExitScratch;
 use super::layer::Layer;
 use super::low_rank::LowRank;
 use super::streams::{CpuStreams, StreamScratch};
@@ -42,6 +43,7 @@ pub(super) struct Workspace {
     sines: Vec<f32>,
     threads: Vec<Mutex<ThreadScratch>>,
     pub(super) streams: StreamScratch,
+    exit: ExitScratch,
 }
 
 /// Buffers of one thread.
@@ -68,6 +70,7 @@ impl Workspace {
             sines: Vec::new(),
             threads: (0..num_threads).map(|_| Mutex::default()).collect(),
             streams: StreamScratch::default(),
+            exit: ExitScratch::default(),
         }
     }
 }
@@ -120,6 +123,7 @@ impl<'a, 'r> Pass<'a, 'r> {
         self.run_layers(bottom, 0);
         if self.model.boundary.is_some() {
             self.keep_boundary(hidden.reset_boundary());
+            self.prune(hidden);
         }
         self.run_layers(top, bottom.len());
         self.normalize_outputs(hidden.states_mut());
@@ -165,6 +169,21 @@ impl<'a, 'r> Pass<'a, 'r> {
         model.pool.for_each_row(states, width, &|row, to| {
             rms_norm(model.isa, &residual[row * width..][..width], &model.norm, epsilon, to);
         });
+    }
+
+    /// Drops the nodes that the early exit does not let pass.
+    fn prune(&mut self, hidden: &mut Hidden) {
+        let space = &mut *self.space;
+        let is_pruned = self.model.early_exit(self.rows, &space.residual, &mut space.activations, &mut space.exit);
+        if is_pruned {
+            let is_kept = |index: &usize| space.exit.kept.binary_search(&space.batch.outputs[*index]).is_ok();
+            space.exit.outputs.clear();
+            space.exit.outputs.extend((0..space.batch.outputs.len()).filter(is_kept));
+            hidden.keep(&space.exit.outputs);
+            keep_rows(&mut space.residual, self.model.config.hidden_size, &space.exit.kept);
+            space.batch.keep(&space.exit.kept);
+            self.find_rotations();
+        }
     }
 
     /// Copies the residual stream of the output rows.
@@ -257,15 +276,11 @@ impl<'a, 'r> Pass<'a, 'r> {
 
     fn keep_outputs(&mut self) {
         let space = &mut *self.space;
-        for (buffer, width) in
-            [(&mut space.residual, self.model.config.hidden_size), (&mut space.qkv, self.model.qkv_len())]
-        {
-            for (to, &from) in space.batch.outputs.iter().enumerate() {
-                buffer.copy_within(from * width..(from + 1) * width, to * width);
-            }
-            buffer.truncate(space.batch.outputs.len() * width);
-        }
-        space.batch.keep_outputs();
+        let outputs = std::mem::take(&mut space.batch.outputs);
+        keep_rows(&mut space.residual, self.model.config.hidden_size, &outputs);
+        keep_rows(&mut space.qkv, self.model.qkv_len(), &outputs);
+        space.batch.keep(&outputs);
+        space.batch.outputs = outputs;
     }
 
     /// Attention of every row; a task is one key/value head and one tile of rows of one sequence.
@@ -351,6 +366,14 @@ impl<'a, 'r> Pass<'a, 'r> {
             }
         });
     }
+}
+
+/// Drops all rows of `width` numbers but these, given in their order.
+fn keep_rows(buffer: &mut Vec<f32>, width: usize, rows: &[usize]) {
+    for (to, &from) in rows.iter().enumerate() {
+        buffer.copy_within(from * width..(from + 1) * width, to * width);
+    }
+    buffer.truncate(rows.len() * width);
 }
 
 impl CpuModel {

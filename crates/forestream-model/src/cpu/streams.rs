@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 use forestream_kernels::{Activations, PackedMatrix, add_assign, matmul, rms_norm_in_place, silu_mul};
 
 use super::CpuModel;
+use super::early_exit::EarlyExit;
 use super::layer::Layer;
 use super::pass::Pass;
 use super::value_rotation::ValueRotation;
@@ -31,6 +32,7 @@ pub(super) struct CpuStreams {
     /// `[draft_vocabulary, hidden_size]`; `None` where streams propose from the whole vocabulary.
     pub(super) draft_head: Option<PackedMatrix>,
     pub(super) draft_vocabulary: Vec<TokenId>,
+    pub(super) early_exit: Option<EarlyExit>,
     /// The weight of a norm that has none, `[hidden_size]`.
     pub(super) ones: Vec<f32>,
 }
@@ -138,7 +140,7 @@ impl Streams for CpuModel {
     }
 
     fn stream_logits(&self, states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
-        self.multiply_head(states, rows, self.attached().draft_head.as_ref().unwrap_or(self.lm_head()), logits);
+        self.multiply_head(states, rows, self.draft_head(), logits);
     }
 
     fn parent_logits(&self, parents: &[TokenId], logits: &mut Vec<f32>) {
@@ -162,6 +164,11 @@ impl Streams for CpuModel {
 impl CpuModel {
     fn attached(&self) -> &CpuStreams {
         self.streams.as_ref().expect("streams are handed out only where an adapter is attached")
+    }
+
+    /// The head that streams and the early exit are read with, `[draft_vocabulary, hidden_size]`.
+    pub(super) fn draft_head(&self) -> &PackedMatrix {
+        self.attached().draft_head.as_ref().unwrap_or(self.lm_head())
     }
 
     /// `M`, plus `P_j` and the `offset` where there are any, for as many streams as `starts` has rows.

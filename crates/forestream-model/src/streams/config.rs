@@ -78,6 +78,10 @@ pub struct StreamConfig {
     /// Tokens that streams can propose; none means all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draft_vocab_size: Option<usize>,
+    /// Rank of the early exit's map, which tells improbable draft tokens before the layers with streams; none without an
+    /// early exit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_exit_rank: Option<usize>,
 }
 
 /// Where stream `j` of position `t` stands for rotary embedding.
@@ -216,6 +220,10 @@ impl AdapterConfig {
             specs.push(spec("sampler.down_proj.weight", [size, hidden]));
             specs.push(spec("sampler.up_proj.weight", [hidden, size]));
         }
+        if let Some(rank) = streams.early_exit_rank {
+            specs.push(spec("early_exit.down_proj.weight", [rank, hidden]));
+            specs.push(spec("early_exit.up_proj.weight", [hidden, rank]));
+        }
         if let Some(lora) = &self.lora {
             push_lora(&mut specs, "layers", self.first_msa_layer(base), lora, base);
         }
@@ -251,6 +259,7 @@ impl AdapterConfig {
                 format!("num_msa_layers must be from 1 to {num_layers}"),
             ),
             (streams.sampler_size.is_none_or(|size| size >= 1), "sampler_size must be at least 1".to_owned()),
+            (streams.early_exit_rank.is_none_or(|rank| rank >= 1), "early_exit_rank must be at least 1".to_owned()),
             (
                 streams.draft_vocab_size.is_none_or(|size| (1..=base.vocab_size).contains(&size)),
                 format!("draft_vocab_size must be from 1 to {}", base.vocab_size),

@@ -62,7 +62,11 @@ pub(crate) fn generate_options(length: &LengthArgs, spec: &SpecArgs, sampling: S
 pub(crate) fn drafting(budget: &BudgetArgs, strategy: String, sampling: SamplingSettings) -> GenerateOptions {
     GenerateOptions {
         strategy,
-        streaming: StreamingOptions { pass: budget.spec_stream_pass.into(), tree: tree_shape(budget) },
+        streaming: StreamingOptions {
+            pass: budget.spec_stream_pass.into(),
+            tree: tree_shape(budget),
+            exit_threshold: budget.spec_prune_threshold,
+        },
         max_draft_depth: budget.spec_draft_n_max,
         budget: budget.spec_tree_max_tokens.map(usize::from),
         ..GenerateOptions::new(sampling)

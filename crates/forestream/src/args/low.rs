@@ -177,6 +177,10 @@ pub(crate) struct BudgetArgs {
     /// When streams run: after acceptance for one node, or before it for all nodes (the paper's fused pass)
     #[arg(long, value_name = "PASS", default_value = "deferred")]
     pub(crate) spec_stream_pass: StreamPassName,
+    /// End draft tokens that the early exit of the adapter finds less probable than P before the layers with streams
+    /// [default: verify all]
+    #[arg(long, value_name = "P", value_parser = positive_fraction)]
+    pub(crate) spec_prune_threshold: Option<f32>,
 }
 
 /// How a prompt becomes the text that the model reads.

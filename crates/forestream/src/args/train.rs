@@ -148,6 +148,9 @@ pub(crate) struct StreamArgs {
     /// Width of the sampler, which corrects a stream by the token before; 0 leaves it out
     #[arg(long, value_name = "N")]
     pub(crate) sampler_size: Option<usize>,
+    /// Rank of the early exit, which ends improbable draft tokens with --spec-prune-threshold; 0 leaves it out
+    #[arg(long, value_name = "N")]
+    pub(crate) early_exit_rank: Option<usize>,
     /// Do not start streams from the emitted token
     #[arg(long)]
     pub(crate) no_token_conditioning: bool,
@@ -283,6 +286,7 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
         },
         output: args.output.clone(),
         adapter: args.model.adapter.clone(),
+        early_exit_rank: args.streams.early_exit_rank,
         init_from: args.init_from.clone(),
         origin,
     })
@@ -318,6 +322,7 @@ fn preset(args: &StreamArgs) -> Preset {
     let nonzero = |given: Option<usize>, usual| given.map_or(usual, |size| Some(size).filter(|&size| size > 0));
     streams.draft_vocab_size = nonzero(args.draft_vocab_size, streams.draft_vocab_size);
     streams.sampler_size = nonzero(args.sampler_size, streams.sampler_size);
+    streams.early_exit_rank = nonzero(args.early_exit_rank, streams.early_exit_rank);
     streams.token_conditioning &= !args.no_token_conditioning;
     if let Some(angle) = args.value_rotation {
         streams.identity = StreamIdentity::ValueRotation { angle };

@@ -168,12 +168,13 @@ impl Observer for Progress {
 
 fn describe(evaluation: &Evaluation) -> String {
     format!(
-        "{}loss {:.3}, accuracy {}, tau {:.2}, chain {:.2} tokens per pass",
+        "{}loss {:.3}, accuracy {}, tau {:.2}, chain {:.2} tokens per pass{}",
         main_figures(evaluation.main.as_ref()),
         evaluation.loss,
         accuracies(&evaluation.accuracy),
         evaluation.tau,
-        evaluation.chain
+        evaluation.chain,
+        evaluation.early_exit.map(|exit| format!("; early exit right {:.3}", exit.accuracy)).unwrap_or_default()
     )
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn write_random_adapter(model: &Path, directory: &Path) {
             token_conditioning: false, // so that the fused pass can run
             sampler_size: Some(8),
             draft_vocab_size: Some(base.vocab_size.min(200)),
+            early_exit_rank: Some(2),
         },
         lora: Some(LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() }),
         main_lora: None,
