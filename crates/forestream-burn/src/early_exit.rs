@@ -3,9 +3,11 @@
 //! Source: Speculative Streaming (arXiv 2402.11131), parallel tree draft pruning. The map stands behind the final norm, so that an untrained
 //! one leaves what the head makes of the state as it is.
 
-use burn_tensor::{Tensor, TensorData};
+use burn_tensor::{Tensor, TensorData, activation};
+use forestream_model::{Hidden, NodeId, Outputs, Row, TokenId};
 
 use crate::layer::rms_norm;
+use crate::model::values_of;
 use crate::{BurnError, Segment, StreamBase, StreamWeights};
 
 /// Logits of the early exit at all positions of the segments, differentiable in `weights`; `None` for an adapter without.
@@ -40,4 +42,39 @@ pub(crate) fn logits(base: &StreamBase, weights: &StreamWeights, boundary: Tenso
     let inner = multiply(normalized.clone(), "early_exit.down_proj.weight");
     let states = normalized + multiply(inner, "early_exit.up_proj.weight");
     Some(states.matmul(base.head.clone().transpose()))
+}
+
+/// The rows of a pass that go on: of trees that ask for probable nodes, those whose token is probable enough after a parent
+/// that goes on too; of others, all. Tokens that streams cannot propose pass. `None` where there is nothing to decide.
+pub(crate) fn passing(
+    (base, weights): (&StreamBase, &StreamWeights),
+    draft_vocabulary: &[TokenId],
+    rows: &[Row<'_>],
+    hidden: &Hidden,
+) -> Option<Vec<usize>> {
+    base.adapter.streams.early_exit_rank?;
+    let mut kept = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let range = hidden.rows_of(index);
+        let Outputs::Probable(threshold) = row.outputs else {
+            kept.extend(range);
+            continue;
+        };
+        let boundary: Vec<f32> = range.clone().filter_map(|row| hidden.boundary(row)).flatten().copied().collect();
+        let boundary =
+            Tensor::from_data(TensorData::new(boundary, [row.tree.len(), base.decoder.hidden_size]), &base.device);
+        let probs = values_of(activation::softmax(logits(base, weights, boundary)?, 1));
+        let prob = |parent: NodeId, token| {
+            let column = draft_vocabulary.iter().position(|&other| other == token)?;
+            Some(probs[parent.index() * draft_vocabulary.len() + column])
+        };
+        let mut goes_on = vec![true; row.tree.len()];
+        for node in row.tree.node_ids() {
+            let Some(parent) = row.tree.parent(node) else { continue };
+            let is_probable = prob(parent, row.tree.token(node)).is_none_or(|prob| prob >= threshold);
+            goes_on[node.index()] = goes_on[parent.index()] && is_probable;
+        }
+        kept.extend(range.zip(goes_on).filter(|(_, goes_on)| *goes_on).map(|(row, _)| row));
+    }
+    Some(kept)
 }

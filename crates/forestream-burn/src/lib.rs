@@ -6,13 +6,16 @@
 
 mod attention;
 mod base;
+mod cache_rows;
 mod changes;
+mod devices;
 mod early_exit;
 mod error;
 mod joint;
 mod layer;
 mod load;
 mod model;
+mod model_streams;
 mod random;
 mod rotation;
 mod segment;
@@ -22,6 +25,7 @@ mod weights;
 pub use base::StreamBase;
 /// The tensors of this crate's interface.
 pub use burn_tensor as tensor;
+pub use devices::{DEVICES, NamedDevice};
 pub use early_exit::early_exit_logits;
 pub use error::BurnError;
 pub use joint::{JointLogits, JointText, joint_logits};

@@ -3,20 +3,23 @@
 //! A row's numbers must not depend on what else is in the pass, but a product's order of additions depends on its shape.
 //! So all products have fixed shapes: rows are computed in tiles of [`TILE_LEN`], the last one padded, and each row
 //! attends alone, to a context padded by its own position. Keys and values live in the engine's cache, in half precision.
-//! Knows no streams; it is a reference and a source of boundary states, not a fast engine.
+//! It is a reference and a source of boundary states, not a fast engine. Its streams are in `model_streams.rs`.
 
 use std::ops::Range;
 
 use burn_tensor::{Device, Tensor, TensorData};
+use forestream_model::streams::Streams;
 use forestream_model::{
     BLOCK_LEN, CacheShape, Checkpoint, DecoderConfig, Hidden, KvCache, Model, ModelError, NodeId, Row, TokenId,
 };
 
 use crate::BurnError;
 use crate::attention::{Block, Plane, Sharing, attend_main};
+use crate::cache_rows::keys_and_values;
 use crate::changes::Changes;
 use crate::layer::{Layer, rms_norm};
 use crate::load::{Loader, Table};
+use crate::model_streams::ModelStreams;
 use crate::rotation::Rotation;
 
 /// Rows of one product.
@@ -25,17 +28,18 @@ const TILE_LEN: usize = 16;
 /// A Llama-family decoder over Burn tensors.
 #[derive(Clone)]
 pub struct BurnModel {
-    config: DecoderConfig,
-    device: Device,
-    embeddings: Table,
-    layers: Vec<Layer>,
+    pub(crate) config: DecoderConfig,
+    pub(crate) device: Device,
+    pub(crate) embeddings: Table,
+    pub(crate) layers: Vec<Layer>,
     /// `[1, hidden]`.
-    norm: Tensor<2>,
+    pub(crate) norm: Tensor<2>,
     /// `[vocab_size, hidden]`.
-    lm_head: Tensor<2>,
-    frequencies: Vec<f64>,
+    pub(crate) lm_head: Tensor<2>,
+    pub(crate) frequencies: Vec<f64>,
     /// The layer before which output rows' states are kept.
-    boundary: Option<usize>,
+    pub(crate) boundary: Option<usize>,
+    pub(crate) streams: Option<ModelStreams>,
 }
 
 impl BurnModel {
@@ -53,7 +57,7 @@ impl BurnModel {
         let norm = loader.vector("model.norm.weight", config.hidden_size)?;
         let frequencies = config.rope.frequencies(config.head_dim);
         checkpoint.release();
-        Ok(Self { config, device, embeddings, layers, norm, lm_head, frequencies, boundary: None })
+        Ok(Self { config, device, embeddings, layers, norm, lm_head, frequencies, boundary: None, streams: None })
     }
 
     /// Keeps the states of output rows before layer `layer_index`.
@@ -136,6 +140,9 @@ impl Model for BurnModel {
         let norm = |tile: Tensor<2>| rms_norm(tile, Some(&self.norm), self.config.rms_norm_eps);
         let tiles: Vec<_> = tiles.into_iter().map(norm).collect();
         copy_rows(&tiles, &outputs, hidden.states_mut());
+        if let Some(streams) = &self.streams {
+            streams.end_improbable(rows, hidden);
+        }
         Ok(())
     }
 
@@ -146,6 +153,10 @@ impl Model for BurnModel {
             logits.extend(values_of(tile.matmul(self.lm_head.clone().transpose())));
         }
         logits.truncate(num_logits);
+    }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        self.streams.as_ref().map(|streams| streams as &dyn Streams)
     }
 }
 
@@ -248,18 +259,7 @@ impl BurnModel {
             None => (0..context.min(committed + cache.num_provisional())).collect(),
             Some(path) => (0..committed).chain(path.iter().copied()).collect(),
         };
-        let size = kv_heads * context * head_dim;
-        let (mut keys, mut values) = (Vec::with_capacity(size), Vec::with_capacity(size));
-        for head in 0..kv_heads {
-            for &slot in &slots {
-                let (block_keys, block_values) = cache.block(slot / BLOCK_LEN, layer, head);
-                let lane = slot % BLOCK_LEN;
-                keys.extend((0..head_dim).map(|channel| block_keys[channel * BLOCK_LEN + lane].to_f32()));
-                values.extend(block_values[lane * head_dim..][..head_dim].iter().map(|x| x.to_f32()));
-            }
-            keys.resize((head + 1) * context * head_dim, 0.0);
-            values.resize((head + 1) * context * head_dim, 0.0);
-        }
+        let [keys, values] = keys_and_values(cache, layer, &slots, context);
         let upload = |values| Tensor::from_data(TensorData::new(values, [kv_heads, context, head_dim]), &self.device);
         Plane::new(upload(keys), upload(values))
     }
@@ -277,6 +277,6 @@ fn copy_rows(tiles: &[Tensor<2>], rows: &[usize], to: &mut [f32]) {
     }
 }
 
-fn values_of<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+pub(crate) fn values_of<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data_as::<f32>().try_into_vec().expect("as many elements of that type as were asked for")
 }

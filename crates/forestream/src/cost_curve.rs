@@ -9,9 +9,10 @@ use std::{fs, io};
 
 use forestream_decode::{CostCurve, DecodeError};
 use forestream_model::streams::{Adapter, StreamConfig};
-use forestream_model::{Checkpoint, Format, LoadOptions, Model};
+use forestream_model::{Checkpoint, Format, Model};
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Place;
 use crate::tree_passes::TreePasses;
 
 /// Counts up when the meaning of the file or the speed of the kernels changes.
@@ -42,7 +43,7 @@ impl CostCurveKey {
     pub(crate) fn new(
         checkpoint: &Checkpoint,
         quantize: Option<Format>,
-        load_options: LoadOptions,
+        place: Place,
         adapter: Option<&Adapter>,
     ) -> Self {
         Self {
@@ -53,8 +54,8 @@ impl CostCurveKey {
                 if cfg!(debug_assertions) { "debug" } else { "release" }
             ),
             cpu: cpu_name(),
-            isa: load_options.isa.name().to_owned(),
-            threads: load_options.num_threads,
+            isa: place.kernels.to_owned(),
+            threads: place.threads,
             model: checkpoint.fingerprint(),
             format: quantize.map_or_else(|| "as stored".to_owned(), |format| format.to_string()),
             streams: adapter.map(|adapter| adapter.config.streams.clone()),

@@ -10,19 +10,24 @@ use std::sync::{Arc, OnceLock};
 use forestream_decode::strategies::{self, Requires, Resources, StreamingOptions};
 use forestream_decode::{Budget, CostCurve, SamplingSettings};
 use forestream_model::architectures::GenerationDefaults;
-use forestream_model::{Checkpoint, CpuModel, DecoderConfig, Format, Isa, KvCache, LoadOptions, Model};
+use forestream_model::{Checkpoint, DecoderConfig, Format, Isa, KvCache, Model};
 use forestream_text::{ChatTemplate, Tokenizer};
 
 use crate::adapters::{self, AdapterChoice};
+use crate::backend::Place;
 use crate::cost_curve::{self, CostCurveKey};
 use crate::vocabulary::tokenizer_of;
-use crate::{Error, Session};
+use crate::{Backend, Error, NamedDevice, Session};
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct EngineOptions {
     /// The name in reports; `None` takes that of the file.
     pub name: Option<String>,
+    /// What computes passes.
+    pub backend: &'static Backend,
+    /// What the back end runs on, where it can choose; `None` takes the processor.
+    pub device: Option<&'static NamedDevice>,
     /// Threads; `None` takes one for each core.
     pub threads: Option<usize>,
     /// Tokens of context; `None` takes what the model was trained for.
@@ -43,7 +48,7 @@ pub struct Engine {
     tokenizer: Tokenizer,
     defaults: GenerationDefaults,
     name: String,
-    load_options: LoadOptions,
+    place: Place,
     ctx_size: usize,
     cost_curve_key: CostCurveKey,
     cost_curve_directory: Option<PathBuf>,
@@ -54,8 +59,9 @@ impl Engine {
     /// Loads the model at `path`: a GGUF file or a Hugging Face directory.
     ///
     /// # Errors
-    /// A file that is missing, damaged or not supported, or has no tokenizer.
+    /// A file that is missing, damaged or not supported, or has no tokenizer; a setting that the back end does not honour.
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Self, Error> {
+        options.backend.check(options)?;
         let checkpoint = Checkpoint::open(path)?;
         let trained = checkpoint.config().max_position_embeddings;
         let ctx_size = options.ctx_size.unwrap_or(trained);
@@ -67,22 +73,16 @@ impl Engine {
             Some(format) => checkpoint.quantized(format)?,
             None => checkpoint,
         };
-        let usual = LoadOptions::default();
-        let num_threads = options.threads.unwrap_or(usual.num_threads);
-        let load_options = LoadOptions { num_threads, isa: options.isa.unwrap_or(usual.isa) };
+        let place = options.backend.place(options);
         let adapter = adapters::choose(&options.adapter, &checkpoint)?;
-        let cost_curve_key = CostCurveKey::new(&checkpoint, options.quantize, load_options, adapter.as_ref());
+        let cost_curve_key = CostCurveKey::new(&checkpoint, options.quantize, place, adapter.as_ref());
         checkpoint.release(); // what the tokenizer and the key have read need not stay in memory beside the weights
-        let mut model = CpuModel::load(&checkpoint, load_options)?;
-        if let Some(adapter) = adapter {
-            model.attach(adapter, &checkpoint)?;
-        }
         Ok(Self {
-            model: Arc::new(model),
+            model: options.backend.load(&checkpoint, options, adapter)?,
             tokenizer,
             defaults: checkpoint.generation_defaults().clone(),
             name: options.name.clone().unwrap_or_else(|| file_name(path)),
-            load_options,
+            place,
             ctx_size,
             cost_curve_key,
             cost_curve_directory: options.cost_curve_directory.clone(),
@@ -112,7 +112,7 @@ impl Engine {
 
     /// Threads in use.
     pub fn threads(&self) -> usize {
-        self.load_options.num_threads
+        self.place.threads
     }
 
     /// The strategy when nobody names one: what this model can draft with.
@@ -133,9 +133,9 @@ impl Engine {
         self.model.streams().filter(|_| uses_streams).map_or(0, |streams| streams.num_parameters() as u64)
     }
 
-    /// The name of the instruction set in use.
+    /// The name of the instruction set in use, or of the device.
     pub fn isa(&self) -> &'static str {
-        self.load_options.isa.name()
+        self.place.kernels
     }
 
     /// The most tokens of prompt and answer together.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use forestream_burn::BurnError;
 use forestream_decode::DecodeError;
 use forestream_model::ModelError;
 use forestream_text::TextError;
@@ -24,6 +25,9 @@ pub enum Error {
     /// The prompt or a setting cannot be used, or a pass failed.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// The differentiable model cannot be loaded.
+    #[error(transparent)]
+    Burn(#[from] BurnError),
     /// An adapter cannot be trained.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -34,6 +38,16 @@ pub enum Error {
         path: PathBuf,
         /// What to do.
         remedy: &'static str,
+    },
+    /// A setting that the back end does not honour.
+    #[error("the back end `{name}` has no {flag}: leave it out, or take --backend {others}")]
+    Backend {
+        /// The back end.
+        name: &'static str,
+        /// The flag of the setting.
+        flag: &'static str,
+        /// Back ends that honour it.
+        others: String,
     },
     /// A context that the model cannot have.
     #[error(

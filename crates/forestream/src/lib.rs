@@ -24,6 +24,7 @@
 
 mod adapters;
 mod answer;
+mod backend;
 mod cost_curve;
 mod engine;
 mod error;
@@ -46,8 +47,10 @@ pub mod train;
 
 pub use adapters::AdapterChoice;
 pub use answer::Answer;
+pub use backend::{BACKENDS, Backend};
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
+pub use forestream_burn::{DEVICES, NamedDevice};
 pub use forestream_decode::strategies::{Requires, StreamPass, StreamingOptions, TreeShape, find as strategy};
 pub use forestream_decode::{STRATEGIES, SamplingSettings};
 pub use forestream_model::{Format, Isa, TokenId};

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "forestream-serve",
             "forestream-eval",
             "forestream-train",
+            "forestream-burn",
             "forestream-decode",
             "forestream-text",
             "forestream-model",

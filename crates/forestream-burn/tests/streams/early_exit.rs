@@ -7,6 +7,7 @@ use forestream_model::{Hidden, Model, NodeId, Outputs, Row, TokenId, TokenTree};
 use crate::case::{self, CASES, Case, JOINT_CASES};
 use crate::data;
 use crate::engine::{Engine, relative_error};
+use crate::model::attached;
 
 #[test]
 fn logits_and_gradients_are_those_of_the_reference() {
@@ -80,12 +81,12 @@ fn draft() -> TokenTree {
     tree
 }
 
-/// The engine keeps the nodes that are probable by the twin's logits, at thresholds between these probabilities.
+/// Engine and twin keep the nodes that are probable by the twin's logits, at thresholds between these probabilities.
 #[test]
-fn the_engine_ends_the_nodes_that_are_improbable() {
+fn a_pass_ends_the_nodes_that_are_improbable() {
     for options in CASES.iter().chain(JOINT_CASES) {
         let case = Case::with_early_exit(options);
-        let engine = Engine::new(&case);
+        let (engine, twin) = (Engine::new(&case).model, attached(&case));
         let tree = draft();
         let (all, _) = forward(&engine, &tree, Outputs::All);
         let probabilities = probabilities(&case, &all, &tree);
@@ -98,19 +99,23 @@ fn the_engine_ends_the_nodes_that_are_improbable() {
                 let parent = tree.parent(node).is_none_or(|parent| is_kept[parent.index()]);
                 is_kept.push(parent && probabilities[node.index()] >= threshold);
             }
-            let (hidden, rows) = forward(&engine, &tree, Outputs::Probable(threshold as f32));
-            let got: Vec<bool> = tree.node_ids().map(|node| hidden.row_of(0, node).is_some()).collect();
-            assert_eq!(got, is_kept, "{options:?} {threshold}");
-            assert_eq!(rows, got.iter().filter(|&&kept| kept).count());
+            for model in [&engine as &dyn Model, &twin] {
+                let (hidden, rows) = forward(model, &tree, Outputs::Probable(threshold as f32));
+                let got: Vec<bool> = tree.node_ids().map(|node| hidden.row_of(0, node).is_some()).collect();
+                assert_eq!(got, is_kept, "{options:?} {threshold}");
+                assert_eq!(rows, got.iter().filter(|&&kept| kept).count());
+            }
         }
         assert!(sorted.len() > 1, "{options:?}: the draft has tokens that the early exit knows");
     }
 }
 
 /// What a pass over `tree` after some text leaves, and its number of rows.
-fn forward(engine: &Engine, tree: &TokenTree, outputs: Outputs) -> (Hidden, usize) {
-    let (mut cache, mut hidden) = (engine.prefill(&[1, 5, 9, 13]).0, Hidden::new());
-    engine.model.forward(&mut [Row { tree, cache: &mut cache, outputs }], &mut hidden).unwrap();
+fn forward(model: &dyn Model, tree: &TokenTree, outputs: Outputs) -> (Hidden, usize) {
+    let (mut cache, mut hidden, text) = (model.new_cache(64), Hidden::new(), TokenTree::chain(&[1, 5, 9, 13]));
+    model.forward(&mut [Row { tree: &text, cache: &mut cache, outputs: Outputs::None }], &mut hidden).unwrap();
+    cache.commit(&text.path(text.last()));
+    model.forward(&mut [Row { tree, cache: &mut cache, outputs }], &mut hidden).unwrap();
     let rows = hidden.num_rows();
     (hidden, rows)
 }

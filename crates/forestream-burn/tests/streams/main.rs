@@ -8,6 +8,7 @@ mod device;
 mod early_exit;
 mod engine;
 mod joint;
+mod model;
 mod reference;
 
 use burn_tensor::{Device, Tensor, TensorData};

@@ -4,7 +4,7 @@ use forestream::{
     AdapterChoice, AtStopToken, EngineOptions, GenerateOptions, SamplingSettings, StreamingOptions, TreeShape,
 };
 
-use super::low::{BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
+use super::low::{BackendArgs, BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
 use super::values::SpecType;
 
 /// Where pulled models and measurements are kept.
@@ -12,8 +12,8 @@ pub(crate) fn cache_directory(args: &StoreArgs) -> std::path::PathBuf {
     args.cache.clone().unwrap_or_else(forestream::places::cache_directory)
 }
 
-/// How the model is loaded for drafting with `spec_types`.
-pub(crate) fn engine_options(args: &ModelArgs, spec_types: &[SpecType]) -> EngineOptions {
+/// How the model is loaded by `backend`, for drafting with `spec_types`.
+pub(crate) fn engine_options(args: &ModelArgs, backend: &BackendArgs, spec_types: &[SpecType]) -> EngineOptions {
     let adapter = match &args.adapter {
         Some(directory) => AdapterChoice::Directory(directory.clone()),
         None if spec_types.iter().any(SpecType::may_use_streams) => AdapterChoice::Included,
@@ -21,6 +21,8 @@ pub(crate) fn engine_options(args: &ModelArgs, spec_types: &[SpecType]) -> Engin
     };
     EngineOptions {
         name: None,
+        backend: backend.backend,
+        device: backend.device,
         threads: nonzero(args.threads),
         ctx_size: nonzero(args.ctx_size),
         isa: args.isa,

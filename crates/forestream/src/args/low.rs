@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use forestream::dataset::Task;
-use forestream::{Format, Isa};
+use forestream::{Backend, Format, Isa, NamedDevice};
 use serde_json::{Map, Value};
 
 use super::train::{MergeArgs, TrainArgs};
 use super::values::{
-    LogitBias, OutputFormat, SpecType, StreamPassName, TableFormat, at_least_zero, format, isa, json_object,
-    positive_fraction, task, threads,
+    LogitBias, OutputFormat, SpecType, StreamPassName, TableFormat, at_least_zero, backend, device, format, isa,
+    json_object, positive_fraction, task, threads,
 };
 
 /// Lossless speculative decoding for local language models.
@@ -104,6 +104,18 @@ pub(crate) struct ModelArgs {
     pub(crate) quantize: Option<Format>,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+/// What computes the passes.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct BackendArgs {
+    /// What computes the model: cpu is the engine; burn is slow, a reference, and on other devices where this build has them
+    #[arg(long, value_name = "NAME", value_parser = backend, default_value = "cpu")]
+    pub(crate) backend: &'static Backend,
+    /// Device of --backend burn [default: flex, the processor]
+    #[arg(long, value_name = "NAME", value_parser = device)]
+    pub(crate) device: Option<&'static NamedDevice>,
 }
 
 /// How tokens are drawn.
@@ -241,6 +253,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    #[command(flatten)]
     pub(crate) template: TemplateArgs,
     #[command(flatten)]
     pub(crate) length: LengthArgs,
@@ -255,6 +269,8 @@ pub(crate) struct GenerateArgs {
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
     #[command(flatten)]
     pub(crate) template: TemplateArgs,
     #[command(flatten)]
@@ -332,6 +348,8 @@ pub(crate) struct CompareArgs {
     pub(crate) data: DataArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]

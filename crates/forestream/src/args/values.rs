@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use forestream::dataset::{self, Task};
-use forestream::{Format, Isa, Requires, StreamPass};
+use forestream::{BACKENDS, Backend, DEVICES, Format, Isa, NamedDevice, Requires, StreamPass};
 use serde_json::{Map, Value};
 
 /// Form of a report.
@@ -107,6 +107,19 @@ pub(super) fn format(text: &str) -> Result<Format, String> {
 pub(super) fn isa(name: &str) -> Result<Isa, String> {
     let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
     Isa::named(name).ok_or_else(|| format!("this machine does not have it; it has {}", names.join(", ")))
+}
+
+/// A back end.
+pub(super) fn backend(name: &str) -> Result<&'static Backend, String> {
+    let known = || BACKENDS.iter().map(|backend| format!("{} ({})", backend.name, backend.summary)).collect::<Vec<_>>();
+    Backend::named(name).ok_or_else(|| format!("there is no such back end; known are {}", known().join(", ")))
+}
+
+/// A device of this build.
+pub(super) fn device(name: &str) -> Result<&'static NamedDevice, String> {
+    let names: Vec<&str> = DEVICES.iter().map(|device| device.name).collect();
+    let found = DEVICES.iter().find(|device| device.name == name);
+    found.ok_or_else(|| format!("this build does not have it; it has {}", names.join(", ")))
 }
 
 /// A JSON object.

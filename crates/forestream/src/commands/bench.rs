@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use forestream::bench::{BenchOptions, Measurement, bench};
 
 use super::{console, model};
-use crate::args::{BenchArgs, TableFormat};
+use crate::args::{BackendArgs, BenchArgs, TableFormat};
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let engine = model::open(&args.model, &[])?;
+    let engine = model::open(&args.model, &BackendArgs::default(), &[])?;
     let options = BenchOptions {
         prompt_lens: args.prompt_len.clone(),
         gen_lens: args.gen_len.clone(),

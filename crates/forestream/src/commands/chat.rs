@@ -22,7 +22,7 @@ Ctrl-C ends an answer, Ctrl-D leaves
 
 pub(super) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
-    let engine = model::open(&args.model, &args.spec.spec_type)?;
+    let engine = model::open(&args.model, &args.backend, &args.spec.spec_type)?;
     let template = model::chat_template(&engine, &args.template)?;
     let template =
         template.context("the model has no chat template; give one with --chat-template, or use generate")?;

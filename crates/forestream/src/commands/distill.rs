@@ -9,12 +9,12 @@ use forestream::distill::{AnswerFile, DistillOptions, DistillPrompt, Distillatio
 
 use super::console::{self, AnswerProgress};
 use super::{interrupt, model, prompts};
-use crate::args::{self, DistillArgs};
+use crate::args::{self, BackendArgs, DistillArgs};
 
 pub(super) fn run(args: &DistillArgs) -> anyhow::Result<ExitCode> {
     let rows = prompts::read(&args.data)?;
     interrupt::install()?;
-    let engine = model::open(&args.model, &[])?;
+    let engine = model::open(&args.model, &BackendArgs::default(), &[])?;
     let prompts = distill_prompts(&engine, args, rows)?;
     let options = options(&engine, args);
     let has_template = !args.data.raw && engine.chat_template()?.is_some();

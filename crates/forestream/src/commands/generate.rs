@@ -15,7 +15,7 @@ use crate::args::{self, GenerateArgs, OutputFormat};
 pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompt_text = prompt_text(args)?;
     interrupt::install()?;
-    let engine = model::open(&args.model, &args.spec.spec_type)?;
+    let engine = model::open(&args.model, &args.backend, &args.spec.spec_type)?;
     let prompt = prompt_tokens(&engine, args, &prompt_text)?;
     let sampling = args::sampling(&args.sampling, &engine.default_sampling());
     let options = args::generate_options(&args.length, &args.spec, sampling);

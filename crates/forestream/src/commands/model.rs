@@ -7,14 +7,14 @@ use forestream::pull::ModelName;
 use forestream::{ChatTemplate, Engine, EngineOptions};
 
 use super::pull;
-use crate::args::{self, ModelArgs, SpecType, TemplateArgs};
+use crate::args::{self, BackendArgs, ModelArgs, SpecType, TemplateArgs};
 
-/// Finds and loads a model for drafting with `spec_types`.
-pub(super) fn open(args: &ModelArgs, spec_types: &[SpecType]) -> anyhow::Result<Engine> {
+/// Finds a model and loads it by `backend`, for drafting with `spec_types`.
+pub(super) fn open(args: &ModelArgs, backend: &BackendArgs, spec_types: &[SpecType]) -> anyhow::Result<Engine> {
     let path = pull::fetch(&pull::store(&args.store), &args.model)?;
     let is_path = matches!(ModelName::parse(&args.model)?, ModelName::Path(_));
     let name = (!is_path).then(|| args.model.clone());
-    Ok(Engine::open(&path, &EngineOptions { name, ..args::engine_options(args, spec_types) })?)
+    Ok(Engine::open(&path, &EngineOptions { name, ..args::engine_options(args, backend, spec_types) })?)
 }
 
 /// The chat template of the flags, else the model's; `None` for a model without one.

@@ -13,7 +13,7 @@ use forestream::train::{self, Evaluation, MainFigures, Observer, Origin, Outcome
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{console, interrupt, pull};
-use crate::args::{self, TrainArgs};
+use crate::args::{self, BackendArgs, TrainArgs};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if args.model.adapter.is_some() && args.is_sized() && args.init_from.is_none() {
@@ -25,7 +25,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
     let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
     let name = (!is_path).then(|| args.model.model.clone());
-    let options = EngineOptions { name, ..args::engine_options(&args.model, &[]) };
+    let options = EngineOptions { name, ..args::engine_options(&args.model, &BackendArgs::default(), &[]) };
     let mut trainer = train::open(&path, &options, args::train_request(args, origin())?)?;
     for line in plan(&trainer) {
         console::note(&line);
