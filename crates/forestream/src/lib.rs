@@ -1,7 +1,7 @@
 //! The facade that an application embeds: a model by path or name, and answers from it.
 //!
 //! The types that matter: [`Engine`], a loaded model with its tokenizer; [`Session`], one conversation with its cache;
-//! [`Answer`], an iterator of pieces of text. [`pull`] finds models, [`compare`] and [`bench`] measure, [`distill`] makes
+//! [`Answer`], an iterator of pieces of text. [`pull`] finds models, [`compare`] and [`mod@bench`] measure, [`distill`] makes
 //! training data, [`inspect`]
 //! describes files. The binary is built on this and nothing else.
 //!

@@ -31,10 +31,11 @@ fn every_strategy_gives_the_ids_of_plain_decoding_on_burn() {
         let run = |more: &[&str]| generate(&sandbox, "burn", &[&["--temp", temperature], more].concat());
         let plain = run(&["--spec-type", "none"]);
         assert_eq!(plain["usage"]["completion_tokens"], 24);
-        let strategies: [&[&str]; 4] = [
+        let strategies: [&[&str]; 5] = [
             &["--spec-type", "ngram"],
             &["--spec-type", "streaming"],
             &["--spec-type", "streaming", "--spec-stream-pass", "fused", "--spec-tree-topk", "2"],
+            &["--spec-type", "streaming", "--spec-prune-threshold", "0.02"],
             &["--spec-type", "auto"],
         ];
         for strategy in strategies {

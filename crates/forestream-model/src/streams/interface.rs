@@ -30,7 +30,7 @@ pub trait Streams: Send + Sync {
     /// Runs the streams of several sequences through the top layers.
     ///
     /// Row `i`'s tree is a chain with one node for each stream (at most γ; its tokens are not read), its cache ends with
-    /// the token of `anchors[i]`. The caches gain provisional rows, which the next pass drops. `states` are normalized.
+    /// the token of `anchors[i]`. The caches may gain provisional rows, which the next pass drops. `states` are normalized.
     ///
     /// # Errors
     /// A cache without room for the chain; the caches are then unchanged.
@@ -38,8 +38,8 @@ pub trait Streams: Send + Sync {
 
     /// Runs the streams of `nodes` of a tree that went through [`crate::Model::forward`] and is not committed yet.
     ///
-    /// `pass` is what it left, and the number of the tree's sequence in it. The cache gains
-    /// γ provisional rows for each node. States lie node after node, stream after stream, and are normalized.
+    /// `pass` is what it left, and the number of the tree's sequence in it. The cache may
+    /// gain γ provisional rows for each node. States lie node after node, stream after stream, and are normalized.
     ///
     /// # Errors
     /// A cache without room.
