@@ -8,19 +8,23 @@ use std::time::Instant;
 use std::{fs, io};
 
 use forestream_decode::{CostCurve, DecodeError};
-use forestream_model::streams::{Adapter, StreamConfig};
+use forestream_model::streams::{Adapter, MainLoraConfig, StreamConfig};
 use forestream_model::{Checkpoint, Format, Model};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::backend::Place;
 use crate::tree_passes::TreePasses;
 
 /// Counts up when the meaning of the file or the speed of the kernels changes.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// Sizes that are measured; most drafts that pay are small.
 const SIZES: &[usize] = &[1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32];
-/// Times that each size is measured, in turns; the fastest counts, as the one that nothing else disturbed.
-const REPETITIONS: usize = 8;
+/// Turns in which each size is measured; the fastest pass counts, as the one that nothing else disturbed.
+const TURNS: usize = 4;
+/// Passes of a size in a turn. A first one goes before them unmeasured: rounds follow rounds of about their own size, and
+/// find in the caches what these leave.
+const PASSES: usize = 2;
 /// Tokens in the cache while measuring, as far as the context allows.
 const DEPTH: usize = 128;
 
@@ -36,6 +40,8 @@ pub(crate) struct CostCurveKey {
     format: String,
     /// Sizes of the streams, where the model has some.
     streams: Option<StreamConfig>,
+    /// Changes of main rows, where an adapter makes some.
+    main_lora: Option<MainLoraConfig>,
 }
 
 impl CostCurveKey {
@@ -59,6 +65,7 @@ impl CostCurveKey {
             model: checkpoint.fingerprint(),
             format: quantize.map_or_else(|| "as stored".to_owned(), |format| format.to_string()),
             streams: adapter.map(|adapter| adapter.config.streams.clone()),
+            main_lora: adapter.and_then(|adapter| adapter.config.main_lora.clone()),
         }
     }
 
@@ -74,11 +81,9 @@ impl CostCurveKey {
 
     fn file_name(&self) -> String {
         let model = self.model.get(..16).unwrap_or(&self.model);
-        let streams = self
-            .streams
-            .as_ref()
-            .map_or_else(String::new, |streams| format!("-{}x{}", streams.num_streams, streams.num_msa_layers));
-        format!("{model}-{}-{}-t{}{streams}.json", self.format.replace(' ', "-"), self.isa, self.threads)
+        let digest = Sha256::digest(serde_json::to_vec(self).expect("a key is plain data"));
+        let rest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        format!("{model}-{}-t{}-{rest}.json", self.isa, self.threads)
     }
 }
 
@@ -136,11 +141,14 @@ fn measure(model: &dyn Model) -> Result<CostCurve, DecodeError> {
     let mut passes = TreePasses::new(model, depth, largest)?;
     passes.run(largest)?; // warm-up: buffers grow, weights enter memory
     let mut fastest: Vec<(usize, f64)> = SIZES.iter().map(|&nodes| (nodes, f64::INFINITY)).collect();
-    for _ in 0..REPETITIONS {
+    for _ in 0..TURNS {
         for (nodes, seconds) in &mut fastest {
-            let start = Instant::now();
             passes.run(*nodes)?;
-            *seconds = seconds.min(start.elapsed().as_secs_f64());
+            for _ in 0..PASSES {
+                let start = Instant::now();
+                passes.run(*nodes)?;
+                *seconds = seconds.min(start.elapsed().as_secs_f64());
+            }
         }
     }
     let num_streams = model.streams().map_or(0, |streams| streams.adapter().streams.num_streams);
@@ -150,7 +158,7 @@ fn measure(model: &dyn Model) -> Result<CostCurve, DecodeError> {
 /// Seconds of a stream pass and its proposals with 1, 2, ... streams, between passes that push its weights out of the caches as rounds do.
 fn measure_drafting(passes: &mut TreePasses<'_>, num_streams: usize) -> Result<Vec<f64>, DecodeError> {
     let mut fastest = vec![f64::INFINITY; num_streams];
-    for _ in 0..=REPETITIONS {
+    for _ in 0..=TURNS * PASSES {
         for (index, seconds) in fastest.iter_mut().enumerate() {
             passes.run(1)?;
             let start = Instant::now();
@@ -184,6 +192,7 @@ mod tests {
             model: "0123456789abcdef0123456789abcdef".to_owned(),
             format: "as stored".to_owned(),
             streams: None,
+            main_lora: None,
         }
     }
 
@@ -211,6 +220,8 @@ mod tests {
         ] {
             assert_eq!(load(&other, directory.path()), None, "{other:?}");
         }
+        let names: Vec<String> = [key(1), key(2)].iter().map(CostCurveKey::file_name).collect();
+        assert_ne!(names[0], names[1], "curves that differ do not push each other out");
         fs::write(directory.path().join(key(1).file_name()), "{").unwrap();
         assert_eq!(load(&key(1), directory.path()), None);
     }

@@ -62,7 +62,6 @@ impl<'m> TreePasses<'m> {
         let tree = some_tree(nodes, self.model.config().vocab_size);
         let mut rows = [Row { tree: &tree, cache: &mut self.cache, outputs: Outputs::All }];
         self.model.forward(&mut rows, &mut self.hidden)?;
-        self.logits.clear();
         self.model.logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
         Ok(())
     }
