@@ -112,7 +112,8 @@ impl Run {
     }
 }
 
-/// Runs every strategy on every prompt; `progress` is told the number of prompts done. `keep_going` is asked before each.
+/// Runs every strategy on every prompt, `repetitions` times (at least once); of each answer the run with the median time counts.
+/// `progress` is told the number of prompts done, and decides whether to go on.
 ///
 /// # Errors
 /// An unknown strategy, a prompt that cannot be used, or a pass that fails.
@@ -120,6 +121,7 @@ pub fn compare(
     engine: &Engine,
     prompts: &[ComparePrompt],
     arms: &[GenerateOptions],
+    repetitions: usize,
     mut progress: impl FnMut(usize) -> KeepGoing,
 ) -> Result<Comparison, Error> {
     if let Some(prompt) = prompts.first() {
@@ -129,10 +131,14 @@ pub fn compare(
     }
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); arms.len()];
     for (index, prompt) in prompts.iter().enumerate() {
-        for turn in 0..arms.len() {
-            let arm = (turn + index) % arms.len(); // nobody always goes first
-            let in_prompt = |error| Error::Prompt { number: index + 1, source: Box::new(error) };
-            runs[arm].push(run(engine, prompt, &arms[arm]).map_err(in_prompt)?);
+        let in_prompt = |error| Error::Prompt { number: index + 1, source: Box::new(error) };
+        let mut repeated: Vec<Vec<Run>> = vec![Vec::new(); arms.len()];
+        for turn in 0..arms.len() * repetitions.max(1) {
+            let arm = (turn + index + turn / arms.len()) % arms.len(); // nobody always goes first, or after the same
+            repeated[arm].push(run(engine, prompt, &arms[arm]).map_err(in_prompt)?);
+        }
+        for (runs, repeated) in runs.iter_mut().zip(repeated) {
+            runs.push(median(repeated));
         }
         if progress(index + 1) == KeepGoing::No {
             break;
@@ -170,6 +176,15 @@ fn run(engine: &Engine, prompt: &ComparePrompt, options: &GenerateOptions) -> Re
         piece?;
     }
     Ok(Run { category: prompt.category.clone(), report: answer.finish() })
+}
+
+/// The run with the median decoding time; or one with other tokens than the first, which must not go unnoticed.
+fn median(mut runs: Vec<Run>) -> Run {
+    if let Some(index) = runs.iter().position(|run| run.report.token_ids != runs[0].report.token_ids) {
+        return runs.swap_remove(index);
+    }
+    runs.sort_by(|a, b| a.decode_seconds().total_cmp(&b.decode_seconds()));
+    runs.swap_remove((runs.len() - 1) / 2)
 }
 
 impl Arm {
@@ -309,6 +324,15 @@ mod tests {
         assert_close(arm.categories["b"].speedup, 0.5);
         assert_eq!(arm.acceptance_histogram, [60]);
         assert!(arm.identical);
+    }
+
+    #[test]
+    fn the_median_counts_unless_a_run_has_other_tokens() {
+        let mut runs = vec![run(5, 0, 30.0, "a"), run(5, 0, 10.0, "a"), run(5, 0, 20.0, "a")];
+        assert_close(median(runs.clone()).report.timings.predicted_ms, 20.0);
+        assert_close(median(runs[..2].to_vec()).report.timings.predicted_ms, 10.0);
+        runs[1].report.token_ids[0] = 99;
+        assert_eq!(median(runs).report.token_ids[0], 99);
     }
 
     #[test]

@@ -358,6 +358,12 @@ fn compare_reports_each_arm_against_plain_decoding() {
     }
     let table = sandbox.run(&arguments);
     assert!(table.assert_success().stdout.contains("same tokens"), "{}", table.stdout);
+    let control = ["--spec-types", "none,ngram,none", "-r", "3", "-o", "json"];
+    let json = sandbox.run(&[&arguments[..7], &control].concat()).json();
+    let names: Vec<&str> =
+        json["arms"].as_array().unwrap().iter().filter_map(|arm| arm["spec_type"].as_str()).collect();
+    assert_eq!(names, ["none", "ngram", "none"], "a second plain arm shows the noise");
+    assert_eq!(json["arms"][0]["num_prompts"], 2, "repetitions are one answer");
 }
 
 #[test]

@@ -337,6 +337,9 @@ pub(crate) struct CompareArgs {
     /// Strategies to compare, comma separated; plain decoding is always measured with them
     #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram")]
     pub(crate) spec_types: Vec<SpecType>,
+    /// Times that each answer is generated with each strategy; the median time counts
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) repetitions: u16,
     /// Tokens to generate for each prompt
     #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N", default_value_t = 128,
           value_parser = clap::value_parser!(u32).range(1..))]

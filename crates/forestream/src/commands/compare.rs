@@ -21,7 +21,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let with_category = |(row, tokens): (DatasetPrompt, _)| ComparePrompt { tokens, category: row.category };
     let prompts: Vec<ComparePrompt> = rows.into_iter().zip(tokens).map(with_category).collect();
     let mut status = console::Status::new();
-    let comparison = compare(&engine, &prompts, &arms(&engine, args), |done| {
+    let comparison = compare(&engine, &prompts, &arms(&engine, args), args.repetitions.into(), |done| {
         status.show(&format!("prompt {done} of {}", prompts.len()));
         if interrupt::is_asked() { KeepGoing::No } else { KeepGoing::Yes }
     })?;
@@ -34,13 +34,17 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     Ok(if is_identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The options of each arm, plain decoding first; one seed, so that all draw the same numbers.
+/// The options of each arm, plain decoding first; one seed, so that all draw the same numbers. A second `none` stays: what it
+/// differs from the first by is the machine's noise.
 fn arms(engine: &Engine, args: &CompareArgs) -> Vec<GenerateOptions> {
     let mut defaults = engine.default_sampling();
     defaults.temperature = 0.0;
     let sampling = args::sampling(&args.sampling, &defaults);
     let mut names = vec![PLAIN.to_owned()];
-    names.extend(args.spec_types.iter().map(|name| name.0.clone()).filter(|name| name != PLAIN));
+    names.extend(args.spec_types.iter().map(|name| name.0.clone()));
+    if let Some(first) = names.iter().skip(1).position(|name| name == PLAIN) {
+        names.remove(first + 1);
+    }
     let options = |name| GenerateOptions {
         max_tokens: Some(args.max_tokens as usize),
         ..args::drafting(&args.budget, name, sampling.clone())
