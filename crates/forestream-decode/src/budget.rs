@@ -110,20 +110,31 @@ impl CostCurve {
         left.1 + slope * (nodes - left.0) as f64
     }
 
-    /// How many of the nodes with these falling `scores` make the best rate, in a pass that has `base_nodes` anyway and
-    /// emits `base_tokens` without them.
-    pub fn best_count(&self, base_nodes: usize, base_tokens: usize, scores: impl Iterator<Item = f32>) -> usize {
-        let mut best = (0, base_tokens as f64 / self.seconds(base_nodes));
-        let mut expected = base_tokens as f64;
+    /// How many of the nodes with these falling `scores` make the best rate, in a pass that goes on from `base`.
+    pub fn best_count(&self, base: PassBase, scores: impl Iterator<Item = f32>) -> usize {
+        let seconds = |nodes: usize| base.seconds + self.seconds(nodes);
+        let mut best = (0, base.tokens as f64 / seconds(base.nodes));
+        let mut expected = base.tokens as f64;
         for (index, score) in scores.enumerate() {
             expected += f64::from(score);
-            let rate = expected / self.seconds(base_nodes + index + 1);
+            let rate = expected / seconds(base.nodes + index + 1);
             if rate > best.1 {
                 best = (index + 1, rate);
             }
         }
         best.0
     }
+}
+
+/// What a pass has without the nodes that may be chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PassBase {
+    /// Nodes that are in it anyway.
+    pub nodes: usize,
+    /// Tokens that it emits anyway.
+    pub tokens: usize,
+    /// Seconds that went into drafting: the more these are, the more nodes it takes to earn them.
+    pub seconds: f64,
 }
 
 /// The draft nodes of all sequences of a pass, ranked by score.
@@ -140,22 +151,23 @@ impl NodeRanking {
     pub(crate) fn cut(&mut self, cost: &CostCurve, sequences: &mut [&mut Sequence]) {
         self.nodes.clear();
         self.nodes.reserve(cost.max_nodes() * sequences.len());
-        let (mut base_nodes, mut base_tokens) = (0, 0);
+        let mut base = PassBase::default();
         for (index, sequence) in active(sequences).enumerate() {
             let draft = sequence.draft();
-            base_tokens += usize::from(sequence.will_emit());
+            base.tokens += usize::from(sequence.will_emit());
+            base.seconds += draft.seconds();
             if sequence.has_choice() {
-                base_nodes += 1;
+                base.nodes += 1;
                 self.nodes.extend(draft.tree().node_ids().skip(1).map(|node| (draft.score(node), index)));
             } else {
-                base_nodes += draft.tree().len();
+                base.nodes += draft.tree().len();
             }
         }
         if self.nodes.is_empty() {
             return;
         }
         self.nodes.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let best = cost.best_count(base_nodes, base_tokens, self.nodes.iter().map(|&(score, _)| score));
+        let best = cost.best_count(base, self.nodes.iter().map(|&(score, _)| score));
         self.counts.clear();
         self.counts.resize(sequences.len(), 1);
         for &(_, index) in &self.nodes[..best] {
@@ -197,7 +209,12 @@ mod tests {
         let knee = CostCurve::new(&[(1, 1.0), (4, 1.0), (5, 3.0), (16, 14.0)]).unwrap();
         let scores = [0.9, 0.8, 0.5, 0.4, 0.1];
         for (curve, expected) in [(flat, 5), (steep, 0), (knee, 3)] {
-            assert_eq!(curve.best_count(1, 1, scores.into_iter()), expected);
+            let base = PassBase { nodes: 1, tokens: 1, seconds: 0.0 };
+            assert_eq!(curve.best_count(base, scores.into_iter()), expected);
         }
+        // Alone the second node is not worth its price; beside a draft that has to be paid for, it is.
+        let curve = CostCurve::new(&[(1, 1.0), (2, 1.2), (3, 1.7)]).unwrap();
+        let count = |seconds| curve.best_count(PassBase { nodes: 1, tokens: 1, seconds }, [0.8, 0.6].into_iter());
+        assert_eq!((count(0.0), count(0.6)), (1, 2));
     }
 }

@@ -26,6 +26,7 @@ impl Combined {
         if let Some(threshold) = self.part.exit_threshold() {
             draft.set_exit_threshold(threshold);
         }
+        draft.add_seconds(self.part.seconds());
         self.merged.clear();
         self.merged.push(NodeId::ROOT);
         for node in tree.node_ids().skip(1) {

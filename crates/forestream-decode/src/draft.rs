@@ -114,6 +114,8 @@ pub struct Draft {
     draft_probs: Vec<(TokenId, f64)>,
     /// The probability below which the target's early exit may end a node.
     exit_threshold: Option<f32>,
+    /// What drafting has cost, by the measured curve.
+    seconds: f64,
 }
 
 impl Default for Draft {
@@ -124,6 +126,7 @@ impl Default for Draft {
             drawn: Vec::new(),
             draft_probs: Vec::new(),
             exit_threshold: None,
+            seconds: 0.0,
         }
     }
 }
@@ -144,6 +147,7 @@ impl Draft {
         self.drawn.clear();
         self.draft_probs.clear();
         self.exit_threshold = None;
+        self.seconds = 0.0;
     }
 
     /// Makes room for `num_nodes` nodes.
@@ -200,6 +204,16 @@ impl Draft {
         self.exit_threshold
     }
 
+    /// Adds what drafting has cost, by [`CostCurve::draft_seconds`]: a round has to earn that too.
+    pub fn add_seconds(&mut self, seconds: f64) {
+        self.seconds += seconds;
+    }
+
+    /// What drafting has cost, in seconds; 0 where it is not known.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
+    }
+
     /// The proposed tokens.
     pub fn tree(&self) -> &TokenTree {
         &self.tree
@@ -254,7 +268,7 @@ impl Draft {
         order.truncate(limits.max_nodes);
         order.sort_unstable();
         kept.reset(self.tree.token(NodeId::ROOT));
-        kept.exit_threshold = self.exit_threshold;
+        (kept.exit_threshold, kept.seconds) = (self.exit_threshold, self.seconds);
         // From here on `order[i]` is the old id of new node `i`. Children of a dropped node are dropped with it.
         let mut num_kept = 1;
         for index in 1..order.len() {

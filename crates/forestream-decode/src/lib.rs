@@ -26,7 +26,7 @@ mod stats;
 mod worth;
 
 pub use acceptance::{Acceptance, SampleAndMatch};
-pub use budget::{Budget, CostCurve};
+pub use budget::{Budget, CostCurve, PassBase};
 pub use combined::Combined;
 pub use draft::{Draft, DraftRequest, Drafter, Limits, UnverifiedPass, VerifiedRound};
 pub use error::DecodeError;

@@ -221,3 +221,20 @@ fn streams_draft_the_same_text_in_every_pass_and_tree() {
     assert_eq!(deferred, fused, "both passes give the same drafts");
     assert!(accepted.iter().sum::<usize>() > 50, "{accepted:?}");
 }
+
+/// A draft that cost much is worth verifying further, since the next one will cost as much; text and drafter are the same.
+#[test]
+fn dear_drafts_are_verified_further() {
+    let model = FakeModel::new(48, 18.0);
+    let nodes_by_round = |draft_seconds: f64| {
+        let points: Vec<(usize, f64)> = (1..=16).map(|nodes| (nodes, 0.75 + 0.25 * nodes as f64)).collect();
+        let curve = CostCurve::new(&points).unwrap().with_draft_seconds(vec![draft_seconds]);
+        let sequence = sequence(&model, &prompt(3), drafter("streaming"), options(&SamplingSettings::default()));
+        let mut generation = Generation::new(&model, sequence, Budget::Auto(curve));
+        ids(&mut generation);
+        let stats = generation.stats();
+        stats.drafted as f64 / stats.rounds as f64
+    };
+    let [cheap, dear] = [0.01, 0.3].map(nodes_by_round);
+    assert!(dear > 1.1 * cheap, "{cheap} {dear}");
+}

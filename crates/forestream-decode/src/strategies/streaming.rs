@@ -211,6 +211,7 @@ impl Drafter for Streaming {
         if let Some(threshold) = self.options.exit_threshold {
             draft.set_exit_threshold(threshold);
         }
+        draft.add_seconds(request.cost.map_or(0.0, |cost| cost.draft_seconds(num_streams)));
         self.run(streams, num_streams, request)?;
         self.parents.clear();
         self.parents.push(Parent { node: NodeId::ROOT, token: draft.tree().token(NodeId::ROOT), score: 1.0 });
