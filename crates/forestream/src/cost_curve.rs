@@ -82,8 +82,8 @@ impl CostCurveKey {
     fn file_name(&self) -> String {
         let model = self.model.get(..16).unwrap_or(&self.model);
         let digest = Sha256::digest(serde_json::to_vec(self).expect("a key is plain data"));
-        let rest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        format!("{model}-{}-t{}-{rest}.json", self.isa, self.threads)
+        let rest = digest.iter().take(8).fold(0_u64, |number, &byte| (number << 8) | u64::from(byte));
+        format!("{model}-{}-t{}-{rest:016x}.json", self.isa, self.threads)
     }
 }
 
