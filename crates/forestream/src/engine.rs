@@ -122,7 +122,9 @@ impl Engine {
 
     /// What strategies of this model are built from.
     pub(crate) fn resources(&self, streaming: StreamingOptions) -> Resources {
-        Resources { has_streams: self.model.streams().is_some(), streaming }
+        let streams = self.model.streams().map(|streams| &streams.adapter().streams);
+        let has_early_exit = streams.is_some_and(|streams| streams.early_exit_rank.is_some());
+        Resources { has_streams: streams.is_some(), has_early_exit, streaming }
     }
 
     /// Weights that a strategy adds to the model's own.

@@ -48,6 +48,8 @@ pub enum Requires {
 pub struct Resources {
     /// Whether the target has streams.
     pub has_streams: bool,
+    /// Whether these come with an early exit.
+    pub has_early_exit: bool,
     /// How they draft.
     pub streaming: StreamingOptions,
 }
@@ -106,5 +108,11 @@ mod tests {
         assert_eq!(error.to_string(), "unknown strategy `nonsense`; known are none, ngram, streaming");
         let error = build("streaming", &Resources::default()).err().unwrap();
         assert!(error.to_string().contains("--adapter"), "{error}");
+        let streaming = StreamingOptions { exit_threshold: Some(0.1), ..StreamingOptions::default() };
+        let resources = Resources { has_streams: true, has_early_exit: false, streaming };
+        let error = build("ngram,streaming", &resources).err().unwrap();
+        assert!(error.to_string().contains("--early-exit-rank"), "{error}");
+        assert!(build("streaming", &Resources { has_early_exit: true, ..resources }).is_ok());
+        assert!(build("ngram", &resources).is_ok(), "it has nothing to do with early exits");
     }
 }

@@ -12,7 +12,7 @@
 use forestream_model::streams::{Anchor, Calibration, Streams};
 use forestream_model::{Hidden, NodeId, Outputs, Row, TokenId, TokenTree};
 
-use super::{Requires, Strategy};
+use super::{Requires, Resources, Strategy};
 use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::worth::Worth;
 use crate::{DecodeError, Draft, Drafter};
@@ -21,8 +21,16 @@ pub(super) static STRATEGY: Strategy = Strategy {
     name: "streaming",
     summary: "the model's own speculative streams, from a trained adapter",
     requires: Requires::Streams,
-    build: |resources| Ok(Box::new(Streaming::new(resources.streaming))),
+    build,
 };
+
+fn build(resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
+    if resources.streaming.exit_threshold.is_some() && !resources.has_early_exit {
+        let missing = "an adapter with an early exit for --spec-prune-threshold; train one with --early-exit-rank";
+        return Err(DecodeError::MissingResource { strategy: STRATEGY.name, missing });
+    }
+    Ok(Box::new(Streaming::new(resources.streaming)))
+}
 
 /// When streams run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
