@@ -1,9 +1,11 @@
 //! The loss of rows and its gradient with respect to their logits, in plain loops.
 //!
 //! The gradient is computed here and handed to the differentiable model, which saves the graph of a softmax over
-//! thousands of rows and leaves one place where an objective is defined.
+//! thousands of rows and leaves one place where an objective is defined. Rows run in parallel and are added up in their
+//! order, so that no result depends on the number of threads.
 
 use forestream_model::TokenId;
+use rayon::prelude::*;
 
 use crate::settings::Objective;
 use crate::targets::{Target, Targets};
@@ -92,57 +94,78 @@ pub(crate) fn tau(accuracy: &[f64]) -> f64 {
 pub(crate) fn score_rows(logits: &mut [f32], targets: &Targets, objective: Objective, total_weight: f64) -> Score {
     let mut score = Score::new(targets.num_streams);
     let width = logits.len() / targets.rows.len();
-    for (row, logits) in logits.chunks_exact_mut(width).enumerate() {
-        let (depth, target) = (row % targets.num_streams, targets.rows[row]);
-        let weight = targets.weight(row);
-        score.rows[depth] += u64::from(target != Target::None);
-        if weight == 0.0 {
-            logits.fill(0.0);
-            continue;
-        }
-        let best = softmax(logits);
-        score.hits[depth] += u64::from(target == Target::Row(best as u32));
-        let taught = || targets.taught(row).expect("the trainer gives a teacher where one is needed");
-        let scale = (f64::from(weight) / total_weight) as f32;
-        let loss = match (objective, target) {
-            (Objective::Ce, Target::Row(token)) => cross_entropy(logits, token as usize, scale),
-            (Objective::Ce, _) => unreachable!("a row without token has no weight"),
-            (Objective::Kl, _) => divergence(logits, taught(), scale),
-            (Objective::Tv, _) => variation(logits, taught(), scale),
-        };
-        score.loss += f64::from(weight) * loss;
-        score.weight += f64::from(weight);
+    let rows = logits.par_chunks_exact_mut(width).enumerate();
+    let rows: Vec<_> = rows.map(|(row, logits)| score_row(logits, targets, row, (objective, total_weight))).collect();
+    for (row, (is_hit, loss)) in rows.into_iter().enumerate() {
+        let (depth, weight) = (row % targets.num_streams, f64::from(targets.weight(row)));
+        score.rows[depth] += u64::from(targets.rows[row] != Target::None);
+        score.hits[depth] += u64::from(is_hit);
+        score.loss += weight * loss;
+        score.weight += weight;
     }
     score
+}
+
+/// Whether the most probable token of a row is its target, and its loss; its logits become the gradient.
+fn score_row(
+    logits: &mut [f32],
+    targets: &Targets,
+    row: usize,
+    (objective, total_weight): (Objective, f64),
+) -> (bool, f64) {
+    let (target, weight) = (targets.rows[row], targets.weight(row));
+    if weight == 0.0 {
+        logits.fill(0.0);
+        return (false, 0.0);
+    }
+    let best = softmax(logits);
+    let taught = || targets.taught(row).expect("the trainer gives a teacher where one is needed");
+    let scale = (f64::from(weight) / total_weight) as f32;
+    let loss = match (objective, target) {
+        (Objective::Ce, Target::Row(token)) => cross_entropy(logits, token as usize, scale),
+        (Objective::Ce, _) => unreachable!("a row without token has no weight"),
+        (Objective::Kl, _) => divergence(logits, taught(), scale),
+        (Objective::Tv, _) => variation(logits, taught(), scale),
+    };
+    (target == Target::Row(best as u32), loss)
 }
 
 /// Cross entropy of main rows over the whole vocabulary: scores the rows of `logits` and replaces them by the gradient
 /// of their summed loss times `scale`.
 pub(crate) fn main_cross_entropy(logits: &mut [f32], targets: &[TokenId], scale: f32) -> MainScore {
-    let mut score = MainScore::default();
-    let width = logits.len() / targets.len();
-    for (logits, &target) in logits.chunks_exact_mut(width).zip(targets) {
+    next_token(logits, targets, |logits, &target| {
         let best = softmax(logits);
         let loss = cross_entropy(logits, target as usize, scale);
-        score.add(MainScore { loss, hits: u64::from(best == target as usize), rows: 1 });
-    }
-    score
+        MainScore { loss, hits: u64::from(best == target as usize), rows: 1 }
+    })
 }
 
 /// Cross entropy of the early exit over the draft vocabulary, the same way; tokens outside it count as misses and teach
 /// nothing.
 pub(crate) fn exit_cross_entropy(logits: &mut [f32], targets: &[Target], scale: f32) -> MainScore {
-    let mut score = MainScore::default();
-    let width = logits.len() / targets.len();
-    for (logits, target) in logits.chunks_exact_mut(width).zip(targets) {
-        let best = softmax(logits);
+    next_token(logits, targets, |logits, target| {
         let &Target::Row(token) = target else {
             logits.fill(0.0);
-            score.rows += u64::from(*target == Target::OutsideVocabulary);
-            continue;
+            return MainScore { rows: u64::from(*target == Target::OutsideVocabulary), ..MainScore::default() };
         };
+        let best = softmax(logits);
         let loss = cross_entropy(logits, token as usize, scale);
-        score.add(MainScore { loss, hits: u64::from(best == token as usize), rows: 1 });
+        MainScore { loss, hits: u64::from(best == token as usize), rows: 1 }
+    })
+}
+
+/// The sum of the scores of rows that foresee the next token.
+fn next_token<T: Sync>(
+    logits: &mut [f32],
+    targets: &[T],
+    score_row: impl Fn(&mut [f32], &T) -> MainScore + Sync,
+) -> MainScore {
+    let width = logits.len() / targets.len();
+    let rows = logits.par_chunks_exact_mut(width).zip(targets.par_iter());
+    let rows: Vec<MainScore> = rows.map(|(logits, target)| score_row(logits, target)).collect();
+    let mut score = MainScore::default();
+    for row in rows {
+        score.add(row);
     }
     score
 }
