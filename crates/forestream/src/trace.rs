@@ -47,6 +47,8 @@ pub struct TracedNode {
     pub score: f32,
     /// Whether it could not be accepted.
     pub is_probe: bool,
+    /// Whether the early exit ended it.
+    pub is_pruned: bool,
 }
 
 /// Records one answer, see [`crate::Session::generate_traced`].

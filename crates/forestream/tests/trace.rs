@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use forestream::trace::{Stage, TracedPass};
-use forestream::{AdapterChoice, Engine, EngineOptions, GenerateOptions, Report, SamplingSettings, TokenId, Trace};
+use forestream::{
+    AdapterChoice, Engine, EngineOptions, GenerateOptions, Report, SamplingSettings, StreamingOptions, TokenId, Trace,
+};
 use serde_json::Value;
 use support::{Sandbox, tiny_model};
 
@@ -51,7 +53,11 @@ fn every_pass_of_every_strategy_is_recorded_and_changes_no_token() {
     let engine = engine(&sandbox);
     let mut session = engine.session();
     let prompt = session.plain_prompt(TEXT).unwrap();
-    for strategy in ["none", "ngram", "streaming", "ngram,streaming"] {
+    for (strategy, exit_threshold) in
+        [("none", None), ("ngram", None), ("streaming", None), ("ngram,streaming", None), ("streaming", Some(0.02))]
+    {
+        let streaming = StreamingOptions { exit_threshold, ..StreamingOptions::default() };
+        let options = |strategy| GenerateOptions { streaming, ..options(strategy) };
         let mut answer = session.generate(&prompt, &options(strategy)).unwrap();
         answer.by_ref().for_each(|piece| drop(piece.unwrap()));
         let untraced = answer.finish();
@@ -69,6 +75,8 @@ fn every_pass_of_every_strategy_is_recorded_and_changes_no_token() {
         }
         let drafted: usize = rounds.iter().map(|pass| pass.nodes.len() - 1).sum();
         assert_eq!((drafted, drafted > 0), (report.timings.draft_n, strategy != "none"), "{strategy}");
+        let pruned: usize = rounds.iter().flat_map(|pass| &pass.nodes).filter(|node| node.is_pruned).count();
+        assert_eq!((pruned, pruned > 0), (report.speculative.pruned_tokens, exit_threshold.is_some()), "{strategy}");
         let ran_streams = rounds.iter().any(|pass| pass.times[Stage::Streams as usize] > Duration::ZERO);
         assert_eq!(ran_streams, strategy.contains("streaming"), "{strategy}");
     }

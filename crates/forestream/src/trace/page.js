@@ -94,11 +94,17 @@ function showAnswer() {
 
 // ---- one pass
 
+function kindOf(pass, node, index) {
+  if (index === 0) return "root";
+  if (pass.path.includes(index)) return "accepted";
+  return node.is_probe ? "probe" : node.is_pruned ? "pruned" : "rejected";
+}
+
 // The nodes as a tree of objects, the accepted child of each first, and the model's own token at the end of the path.
 function treeOf(pass) {
   const nodes = pass.nodes.map((node, index) => ({
     label: visible(node.text), score: node.score, children: [],
-    kind: index === 0 ? "root" : node.is_probe ? "probe" : pass.path.includes(index) ? "accepted" : "rejected",
+    kind: kindOf(pass, node, index),
   }));
   pass.nodes.forEach((node, index) => {
     if (node.parent === null) return;

@@ -45,6 +45,7 @@ struct NodeData {
     text: String,
     score: f64,
     is_probe: bool,
+    is_pruned: bool,
 }
 
 #[derive(Serialize)]
@@ -96,6 +97,7 @@ fn passes_data(engine: &Engine, prompt: &[TokenId], passes: &[TracedPass]) -> Re
             text: piece(node.token),
             score: (f64::from(node.score) * 1e3).round() / 1e3,
             is_probe: node.is_probe,
+            is_pruned: node.is_pruned,
         });
         data.push(PassData {
             is_prompt: pass.is_prompt,

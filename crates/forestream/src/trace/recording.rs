@@ -83,7 +83,8 @@ impl Model for RecordingModel<'_> {
     }
 
     fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
-        lock(&self.record).is_prompt = rows.iter().any(|row| row.outputs != Outputs::All);
+        let reads_prompt = |row: &Row<'_>| matches!(row.outputs, Outputs::None | Outputs::Last);
+        lock(&self.record).is_prompt = rows.iter().any(reads_prompt);
         timed(&self.record, Stage::Forward, Some(Stage::Commit), || self.target.forward(rows, hidden))
     }
 
@@ -179,6 +180,7 @@ fn written_down(round: &VerifiedRound<'_>) -> TracedPass {
         token: tree.token(node),
         score: draft.score(node),
         is_probe: tree.is_probe(node),
+        is_pruned: round.hidden.row_of(round.sequence_index, node).is_none(),
     };
     TracedPass {
         is_prompt: false,
