@@ -4,7 +4,7 @@
 //! one leaves what the head makes of the state as it is.
 
 use burn_tensor::{Tensor, TensorData, activation};
-use forestream_model::{Hidden, NodeId, Outputs, Row, TokenId};
+use forestream_model::{Hidden, NodeId, Outputs, Passing, Row, TokenId};
 
 use crate::layer::rms_norm;
 use crate::model::values_of;
@@ -44,8 +44,8 @@ pub(crate) fn logits(base: &StreamBase, weights: &StreamWeights, boundary: Tenso
     Some(states.matmul(base.head.clone().transpose()))
 }
 
-/// The rows of a pass that go on: of trees that ask for probable nodes, those whose token is probable enough after a parent
-/// that goes on too; of others, all. Tokens that streams cannot propose pass. `None` where there is nothing to decide.
+/// The rows of a pass that go on: of trees to be pruned, those of nodes that pass; of others, all. `None` where there is
+/// nothing to decide.
 pub(crate) fn passing(
     (base, weights): (&StreamBase, &StreamWeights),
     draft_vocabulary: &[TokenId],
@@ -53,10 +53,10 @@ pub(crate) fn passing(
     hidden: &Hidden,
 ) -> Option<Vec<usize>> {
     base.adapter.streams.early_exit_rank?;
-    let mut kept = Vec::new();
+    let (mut kept, mut passing) = (Vec::new(), Passing::default());
     for (index, row) in rows.iter().enumerate() {
         let range = hidden.rows_of(index);
-        let Outputs::Probable(threshold) = row.outputs else {
+        let Outputs::Pruned(pruning) = row.outputs else {
             kept.extend(range);
             continue;
         };
@@ -64,17 +64,12 @@ pub(crate) fn passing(
         let boundary =
             Tensor::from_data(TensorData::new(boundary, [row.tree.len(), base.decoder.hidden_size]), &base.device);
         let probs = values_of(activation::softmax(logits(base, weights, boundary)?, 1));
-        let prob = |parent: NodeId, token| {
+        let probability = |parent: NodeId, token| {
             let column = draft_vocabulary.iter().position(|&other| other == token)?;
             Some(probs[parent.index() * draft_vocabulary.len() + column])
         };
-        let mut goes_on = vec![true; row.tree.len()];
-        for node in row.tree.node_ids() {
-            let Some(parent) = row.tree.parent(node) else { continue };
-            let is_probable = prob(parent, row.tree.token(node)).is_none_or(|prob| prob >= threshold);
-            goes_on[node.index()] = goes_on[parent.index()] && is_probable;
-        }
-        kept.extend(range.zip(goes_on).filter(|(_, goes_on)| *goes_on).map(|(row, _)| row));
+        let goes_on = passing.decide(pruning, row.tree, probability);
+        kept.extend(range.zip(goes_on).filter(|(_, goes_on)| **goes_on).map(|(row, _)| row));
     }
     Some(kept)
 }

@@ -23,8 +23,8 @@ impl Combined {
     /// Adds the nodes of `part` that `draft` does not have yet.
     fn merge_into(&mut self, draft: &mut Draft) {
         let tree = self.part.tree();
-        if let Some(threshold) = self.part.exit_threshold() {
-            draft.set_exit_threshold(threshold);
+        if let Some(pruning) = self.part.pruning() {
+            draft.set_pruning(pruning);
         }
         draft.add_seconds(self.part.seconds());
         self.merged.clear();

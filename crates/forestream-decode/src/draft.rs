@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use forestream_model::{Hidden, KvCache, Model, NodeId, TokenId, TokenTree};
+use forestream_model::{Hidden, KvCache, Model, NodeId, Pruning, TokenId, TokenTree};
 
 use crate::{CostCurve, DecodeError, Random};
 
@@ -112,8 +112,8 @@ pub struct Draft {
     /// Parents whose children were drawn, and where their law lies in `draft_probs`.
     drawn: Vec<(NodeId, Range<usize>)>,
     draft_probs: Vec<(TokenId, f64)>,
-    /// The probability below which the target's early exit may end a node.
-    exit_threshold: Option<f32>,
+    /// Which nodes the target's early exit may end.
+    pruning: Option<Pruning>,
     /// What drafting has cost, by the measured curve.
     seconds: f64,
 }
@@ -125,7 +125,7 @@ impl Default for Draft {
             scores: vec![1.0],
             drawn: Vec::new(),
             draft_probs: Vec::new(),
-            exit_threshold: None,
+            pruning: None,
             seconds: 0.0,
         }
     }
@@ -146,7 +146,7 @@ impl Draft {
         self.scores.push(1.0);
         self.drawn.clear();
         self.draft_probs.clear();
-        self.exit_threshold = None;
+        self.pruning = None;
         self.seconds = 0.0;
     }
 
@@ -194,14 +194,14 @@ impl Draft {
         Some(&self.draft_probs[range.clone()])
     }
 
-    /// Lets the target's early exit end nodes whose token it finds less probable than `threshold`.
-    pub fn set_exit_threshold(&mut self, threshold: f32) {
-        self.exit_threshold = Some(threshold);
+    /// Lets the target's early exit end nodes.
+    pub fn set_pruning(&mut self, pruning: Pruning) {
+        self.pruning = Some(pruning);
     }
 
-    /// The probability below which the target's early exit may end a node; `None` where it may not.
-    pub fn exit_threshold(&self) -> Option<f32> {
-        self.exit_threshold
+    /// Which nodes the target's early exit may end; `None` where it may end none.
+    pub fn pruning(&self) -> Option<Pruning> {
+        self.pruning
     }
 
     /// Adds what drafting has cost, by [`CostCurve::draft_seconds`]: a round has to earn that too.
@@ -268,7 +268,7 @@ impl Draft {
         order.truncate(limits.max_nodes);
         order.sort_unstable();
         kept.reset(self.tree.token(NodeId::ROOT));
-        (kept.exit_threshold, kept.seconds) = (self.exit_threshold, self.seconds);
+        (kept.pruning, kept.seconds) = (self.pruning, self.seconds);
         // From here on `order[i]` is the old id of new node `i`. Children of a dropped node are dropped with it.
         let mut num_kept = 1;
         for index in 1..order.len() {

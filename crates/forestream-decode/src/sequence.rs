@@ -283,7 +283,7 @@ impl Sequence {
         let outputs = match self.phase {
             Phase::Prompt => Outputs::None,
             Phase::PromptEnd => Outputs::Last,
-            Phase::Round => self.draft.exit_threshold().map_or(Outputs::All, Outputs::Probable),
+            Phase::Round => self.draft.pruning().map_or(Outputs::All, Outputs::Pruned),
         };
         Row { tree: self.draft.tree(), cache: &mut self.cache, outputs }
     }

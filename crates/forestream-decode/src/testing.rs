@@ -202,7 +202,7 @@ fn read_slot(cache: &KvCache, slot: usize) -> (TokenId, usize) {
 
 /// An early exit that believes in no token that three divides.
 fn prune(rows: &[Row<'_>], hidden: &mut Hidden) {
-    if !rows.iter().any(|row| matches!(row.outputs, Outputs::Probable(_))) {
+    if !rows.iter().any(|row| matches!(row.outputs, Outputs::Pruned(_))) {
         return;
     }
     let mut kept = Vec::new();
@@ -210,7 +210,7 @@ fn prune(rows: &[Row<'_>], hidden: &mut Hidden) {
         let is_doubted = |node: NodeId| node != NodeId::ROOT && row.tree.token(node) % 3 == 0;
         let passes = |node: NodeId| {
             let path = std::iter::successors(Some(node), |&node| row.tree.parent(node));
-            !matches!(row.outputs, Outputs::Probable(_)) || !path.into_iter().any(is_doubted)
+            !matches!(row.outputs, Outputs::Pruned(_)) || !path.into_iter().any(is_doubted)
         };
         kept.extend(row.tree.node_ids().filter(|&node| passes(node)).filter_map(|node| hidden.row_of(index, node)));
     }

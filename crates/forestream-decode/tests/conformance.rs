@@ -10,7 +10,7 @@ use forestream_decode::{
     Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
     SamplingSettings, Sequence, VerifiedRound,
 };
-use forestream_model::{NodeId, TokenId};
+use forestream_model::{NodeId, Pruning, TokenId};
 use support::{MAX_TOKENS, assert_counts, budgets, drafter, ids, model, options, plain, prompt, samplings, sequence};
 
 #[test]
@@ -196,19 +196,20 @@ fn streams_draft_the_same_text_in_every_pass_and_tree() {
     let mut accepted = Vec::new();
     for pass in [StreamPass::Deferred, StreamPass::Fused] {
         let trees = [TreeShape::BestFirst, TreeShape::Static { top_k: 1 }, TreeShape::Static { top_k: 3 }];
-        for (tree, exit_threshold) in trees.into_iter().flat_map(|tree| [(tree, None), (tree, Some(0.1))]) {
+        for (tree, pruning) in trees.into_iter().flat_map(|tree| [(tree, None), (tree, Some(Pruning::Threshold(0.1)))])
+        {
             for (index, sampling) in samplings().iter().enumerate() {
                 let prompt = prompt(index + 3);
-                let drafter = Box::new(Streaming::new(StreamingOptions { pass, tree, exit_threshold }));
+                let drafter = Box::new(Streaming::new(StreamingOptions { pass, tree, pruning }));
                 let sequence = sequence(&model, &prompt, drafter, options(sampling));
                 model.take_max_nodes();
                 let mut generation = Generation::new(&model, sequence, Budget::Fixed(40));
                 assert_eq!(
                     ids(&mut generation),
                     plain(&model, &prompt, sampling),
-                    "{pass:?} {tree:?} {exit_threshold:?} {index}"
+                    "{pass:?} {tree:?} {pruning:?} {index}"
                 );
-                assert_eq!(generation.stats().pruned > 0, exit_threshold.is_some(), "{pass:?} {tree:?}");
+                assert_eq!(generation.stats().pruned > 0, pruning.is_some(), "{pass:?} {tree:?}");
                 if let (0, TreeShape::Static { top_k }) = (index, tree) {
                     let full = 1 + top_k + top_k * top_k + top_k * top_k * top_k;
                     assert_eq!(model.take_max_nodes(), full.max(prompt.len()));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::streams::Streams;
-use crate::{DecoderConfig, KvCache, ModelError, NodeId, TokenTree};
+use crate::{DecoderConfig, KvCache, ModelError, NodeId, Pruning, TokenTree};
 
 /// Which nodes of a tree will be asked for logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,9 +14,9 @@ pub enum Outputs {
     Last,
     /// Every node (a draft under verification).
     All,
-    /// Every node that the model's early exit lets pass: a node whose token has less than this probability after its
-    /// parent ends where the streams begin, and what follows it too. Every node, in a model without early exit.
-    Probable(f32),
+    /// Every node that the model's early exit lets pass; the others end where the streams begin. Every node, in a model
+    /// without early exit.
+    Pruned(Pruning),
 }
 
 impl Outputs {
@@ -25,7 +25,7 @@ impl Outputs {
         match self {
             Self::None => len..len,
             Self::Last => len - 1..len,
-            Self::All | Self::Probable(_) => 0..len,
+            Self::All | Self::Pruned(_) => 0..len,
         }
     }
 }

@@ -12,8 +12,8 @@ use forestream_model::streams::{
     StreamConfig, StreamIdentity, StreamPosition, Streams, TrainingMode,
 };
 use forestream_model::{
-    Checkpoint, CpuModel, DecoderConfig, Format, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Row,
-    TokenId, TokenTree,
+    Checkpoint, CpuModel, DecoderConfig, Format, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Pruning,
+    Row, TokenId, TokenTree,
 };
 
 const MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
@@ -300,7 +300,7 @@ fn the_early_exit_ends_nodes_and_changes_no_other() {
         let run = |threshold: f32, path: &[NodeId]| {
             let (mut cache, mut second, mut hidden) =
                 (read(&model, &TEXT).0, read(&model, &TEXT[..4]).0, Hidden::new());
-            let outputs = Outputs::Probable(threshold);
+            let outputs = Outputs::Pruned(Pruning::Threshold(threshold));
             let mut rows = [
                 Row { tree: &tree, cache: &mut cache, outputs },
                 Row { tree: &other, cache: &mut second, outputs: Outputs::All },

@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use forestream::{
-    AdapterChoice, Engine, EngineOptions, GenerateOptions, Isa, SamplingSettings, StreamPass, StreamingOptions,
-    TokenId, TreeShape,
+    AdapterChoice, Engine, EngineOptions, GenerateOptions, Isa, Pruning, SamplingSettings, StreamPass,
+    StreamingOptions, TokenId, TreeShape,
 };
 
 #[path = "support/adapter.rs"]
@@ -84,8 +84,9 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
     for sampling in samplings() {
         for prompt in PROMPTS {
             let run = |strategy: &str, budget| {
-                let (strategy, exit_threshold) = match strategy.strip_prefix("pruned ") {
-                    Some(strategy) => (strategy, Some(0.02)),
+                let (strategy, pruning) = match strategy.split_once(": ") {
+                    Some(("threshold", strategy)) => (strategy, Some(Pruning::Threshold(0.02))),
+                    Some((_, strategy)) => (strategy, Some(Pruning::Best(4))),
                     None => (strategy, None),
                 };
                 let (strategy, pass) = match strategy.strip_prefix("fused ") {
@@ -96,7 +97,7 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
                     if pass == StreamPass::Fused { TreeShape::Static { top_k: 2 } } else { TreeShape::BestFirst };
                 let options = GenerateOptions {
                     strategy: strategy.to_owned(),
-                    streaming: StreamingOptions { pass, tree, exit_threshold },
+                    streaming: StreamingOptions { pass, tree, pruning },
                     budget,
                     max_tokens: Some(MAX_TOKENS),
                     ..GenerateOptions::new(sampling.clone())
@@ -109,8 +110,8 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
                 ("ngram", Some(16)),
                 ("streaming", Some(12)),
                 ("fused streaming", Some(15)),
-                ("pruned streaming", Some(12)),
-                ("pruned fused streaming", Some(15)),
+                ("best nodes: streaming", Some(12)),
+                ("threshold: fused streaming", Some(15)),
                 ("ngram,streaming", Some(5)),
             ];
             cases.extend(with_auto_budget.then_some(("auto", None))); // measuring costs takes a while

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use forestream::trace::{Stage, TracedPass};
 use forestream::{
-    AdapterChoice, Engine, EngineOptions, GenerateOptions, Report, SamplingSettings, StreamingOptions, TokenId, Trace,
+    AdapterChoice, Engine, EngineOptions, GenerateOptions, Pruning, Report, SamplingSettings, StreamingOptions,
+    TokenId, Trace,
 };
 use serde_json::Value;
 use support::{Sandbox, tiny_model};
@@ -53,10 +54,14 @@ fn every_pass_of_every_strategy_is_recorded_and_changes_no_token() {
     let engine = engine(&sandbox);
     let mut session = engine.session();
     let prompt = session.plain_prompt(TEXT).unwrap();
-    for (strategy, exit_threshold) in
-        [("none", None), ("ngram", None), ("streaming", None), ("ngram,streaming", None), ("streaming", Some(0.02))]
-    {
-        let streaming = StreamingOptions { exit_threshold, ..StreamingOptions::default() };
+    for (strategy, pruning) in [
+        ("none", None),
+        ("ngram", None),
+        ("streaming", None),
+        ("ngram,streaming", None),
+        ("streaming", Some(Pruning::Best(3))),
+    ] {
+        let streaming = StreamingOptions { pruning, ..StreamingOptions::default() };
         let options = |strategy| GenerateOptions { streaming, ..options(strategy) };
         let mut answer = session.generate(&prompt, &options(strategy)).unwrap();
         answer.by_ref().for_each(|piece| drop(piece.unwrap()));
@@ -76,7 +81,7 @@ fn every_pass_of_every_strategy_is_recorded_and_changes_no_token() {
         let drafted: usize = rounds.iter().map(|pass| pass.nodes.len() - 1).sum();
         assert_eq!((drafted, drafted > 0), (report.timings.draft_n, strategy != "none"), "{strategy}");
         let pruned: usize = rounds.iter().flat_map(|pass| &pass.nodes).filter(|node| node.is_pruned).count();
-        assert_eq!((pruned, pruned > 0), (report.speculative.pruned_tokens, exit_threshold.is_some()), "{strategy}");
+        assert_eq!((pruned, pruned > 0), (report.speculative.pruned_tokens, pruning.is_some()), "{strategy}");
         let ran_streams = rounds.iter().any(|pass| pass.times[Stage::Streams as usize] > Duration::ZERO);
         assert_eq!(ran_streams, strategy.contains("streaming"), "{strategy}");
     }

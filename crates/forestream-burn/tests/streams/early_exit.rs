@@ -2,7 +2,7 @@
 
 use burn_tensor::{Device, Tensor, TensorData};
 use forestream_burn::{JointText, Segment, early_exit_logits, joint_logits};
-use forestream_model::{Hidden, Model, NodeId, Outputs, Row, TokenId, TokenTree};
+use forestream_model::{Hidden, Model, NodeId, Outputs, Pruning, Row, TokenId, TokenTree};
 
 use crate::case::{self, CASES, Case, JOINT_CASES};
 use crate::data;
@@ -100,11 +100,20 @@ fn a_pass_ends_the_nodes_that_are_improbable() {
                 is_kept.push(parent && probabilities[node.index()] >= threshold);
             }
             for model in [&engine as &dyn Model, &twin] {
-                let (hidden, rows) = forward(model, &tree, Outputs::Probable(threshold as f32));
+                let (hidden, rows) = forward(model, &tree, Outputs::Pruned(Pruning::Threshold(threshold as f32)));
                 let got: Vec<bool> = tree.node_ids().map(|node| hidden.row_of(0, node).is_some()).collect();
                 assert_eq!(got, is_kept, "{options:?} {threshold}");
                 assert_eq!(rows, got.iter().filter(|&&kept| kept).count());
             }
+        }
+        for (count, model) in (1..tree.len()).flat_map(|count| [(count, &engine as &dyn Model), (count, &twin)]) {
+            let (hidden, rows) = forward(model, &tree, Outputs::Pruned(Pruning::Best(count)));
+            assert_eq!(rows, count, "{options:?}");
+            let reach = |node: NodeId| tree.path(node).iter().map(|node| probabilities[node.index()]).product::<f64>();
+            let (kept, ended): (Vec<_>, Vec<_>) = tree.node_ids().partition(|&node| hidden.row_of(0, node).is_some());
+            let least = kept.into_iter().map(reach).fold(f64::INFINITY, f64::min);
+            let most = ended.into_iter().map(reach).fold(0.0, f64::max);
+            assert!(least >= most * (1.0 - 1e-3), "{options:?} {count}: {least} {most}");
         }
         assert!(sorted.len() > 1, "{options:?}: the draft has tokens that the early exit knows");
     }

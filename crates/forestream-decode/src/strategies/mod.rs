@@ -95,6 +95,8 @@ pub fn build(names: &str, resources: &Resources) -> Result<Box<dyn Drafter>, Dec
 
 #[cfg(test)]
 mod tests {
+    use forestream_model::Pruning;
+
     use super::*;
 
     #[test]
@@ -108,7 +110,7 @@ mod tests {
         assert_eq!(error.to_string(), "unknown strategy `nonsense`; known are none, ngram, streaming");
         let error = build("streaming", &Resources::default()).err().unwrap();
         assert!(error.to_string().contains("--adapter"), "{error}");
-        let streaming = StreamingOptions { exit_threshold: Some(0.1), ..StreamingOptions::default() };
+        let streaming = StreamingOptions { pruning: Some(Pruning::Threshold(0.1)), ..StreamingOptions::default() };
         let resources = Resources { has_streams: true, has_early_exit: false, streaming };
         let error = build("ngram,streaming", &resources).err().unwrap();
         assert!(error.to_string().contains("--early-exit-rank"), "{error}");

@@ -10,7 +10,7 @@
 //! Source: Speculative Streaming (arXiv 2402.11131); best-first trees: `DDTree` (arXiv 2604.12989); `docs/speculative-streaming.md`.
 
 use forestream_model::streams::{Anchor, Calibration, Streams};
-use forestream_model::{Hidden, NodeId, Outputs, Row, TokenId, TokenTree};
+use forestream_model::{Hidden, NodeId, Outputs, Pruning, Row, TokenId, TokenTree};
 
 use super::{Requires, Resources, Strategy};
 use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
@@ -25,8 +25,8 @@ pub(super) static STRATEGY: Strategy = Strategy {
 };
 
 fn build(resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
-    if resources.streaming.exit_threshold.is_some() && !resources.has_early_exit {
-        let missing = "an adapter with an early exit for --spec-prune-threshold; train one with --early-exit-rank";
+    if resources.streaming.pruning.is_some() && !resources.has_early_exit {
+        let missing = "an adapter with an early exit for pruning; train one with --early-exit-rank";
         return Err(DecodeError::MissingResource { strategy: STRATEGY.name, missing });
     }
     Ok(Box::new(Streaming::new(resources.streaming)))
@@ -63,9 +63,8 @@ pub struct StreamingOptions {
     pub pass: StreamPass,
     /// Which nodes a draft has.
     pub tree: TreeShape,
-    /// The probability below which the early exit ends a draft token; `None` lets all pass, as does an adapter without
-    /// early exit.
-    pub exit_threshold: Option<f32>,
+    /// Which draft tokens the early exit ends; `None` lets all pass.
+    pub pruning: Option<Pruning>,
 }
 
 /// Children that a parent may have in a best-first tree.
@@ -216,8 +215,8 @@ impl Drafter for Streaming {
         if num_streams == 0 {
             return Ok(());
         }
-        if let Some(threshold) = self.options.exit_threshold {
-            draft.set_exit_threshold(threshold);
+        if let Some(pruning) = self.options.pruning {
+            draft.set_pruning(pruning);
         }
         draft.add_seconds(request.cost.map_or(0.0, |cost| cost.draft_seconds(num_streams)));
         self.run(streams, num_streams, request)?;

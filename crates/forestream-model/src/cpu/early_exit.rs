@@ -10,7 +10,7 @@ use forestream_kernels::{Activations, matmul, rms_norm};
 
 use super::CpuModel;
 use super::low_rank::LowRank;
-use crate::{Outputs, Row, TokenId};
+use crate::{NodeId, Outputs, Passing, Row, TokenId};
 
 /// The early exit of an adapter, ready to run.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ pub(super) struct ExitScratch {
     parents: Vec<usize>,
     /// By row: whether it goes on.
     is_kept: Vec<bool>,
+    passing: Passing,
     /// Normalized states of the parents, `[parents, hidden_size]`.
     states: Vec<f32>,
     /// `[parents, rank]`
@@ -113,7 +114,7 @@ impl ExitScratch {
     fn find_parents(&mut self, rows: &[Row<'_>]) {
         self.parents.clear();
         for (row, range) in with_ranges(rows) {
-            if let Outputs::Probable(_) = row.outputs {
+            if let Outputs::Pruned(_) = row.outputs {
                 let first = self.parents.len();
                 let parents = row.tree.node_ids().filter_map(|node| row.tree.parent(node));
                 self.parents.extend(parents.map(|parent| range.start + parent.index()));
@@ -123,26 +124,21 @@ impl ExitScratch {
         self.parents.dedup();
     }
 
-    /// Marks the rows that go on: a node does if its parent does and finds its token probable enough. Tokens that the early
-    /// exit knows nothing about pass.
+    /// Marks the rows that go on.
     fn choose(&mut self, rows: &[Row<'_>], columns: &[Option<u32>]) {
         let width = self.logits.len() / self.parents.len();
         self.is_kept.clear();
         for (row, range) in with_ranges(rows) {
-            let Outputs::Probable(threshold) = row.outputs else {
+            let Outputs::Pruned(pruning) = row.outputs else {
                 self.is_kept.resize(range.end, true);
                 continue;
             };
-            for node in row.tree.node_ids() {
-                let is_kept = row.tree.parent(node).is_none_or(|parent| {
-                    let parent_row = range.start + parent.index();
-                    let index = self.parents.binary_search(&parent_row).expect("a node's parent has children");
-                    let logit = columns[row.tree.token(node) as usize]
-                        .map_or(f32::INFINITY, |column| self.logits[index * width + column as usize]);
-                    self.is_kept[parent_row] && (logit - self.log_sums[index]).exp() >= threshold
-                });
-                self.is_kept.push(is_kept);
-            }
+            let probability = |parent: NodeId, token: TokenId| {
+                let column = columns[token as usize]? as usize;
+                let index = self.parents.binary_search(&(range.start + parent.index())).ok()?;
+                Some((self.logits[index * width + column] - self.log_sums[index]).exp())
+            };
+            self.is_kept.extend_from_slice(self.passing.decide(pruning, row.tree, probability));
         }
     }
 }

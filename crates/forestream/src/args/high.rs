@@ -1,7 +1,7 @@
 //! From what was typed to what the library takes.
 
 use forestream::{
-    AdapterChoice, AtStopToken, EngineOptions, GenerateOptions, SamplingSettings, StreamingOptions, TreeShape,
+    AdapterChoice, AtStopToken, EngineOptions, GenerateOptions, Pruning, SamplingSettings, StreamingOptions, TreeShape,
 };
 
 use super::low::{BackendArgs, BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
@@ -67,12 +67,17 @@ pub(crate) fn drafting(budget: &BudgetArgs, strategy: String, sampling: Sampling
         streaming: StreamingOptions {
             pass: budget.spec_stream_pass.into(),
             tree: tree_shape(budget),
-            exit_threshold: budget.spec_prune_threshold,
+            pruning: pruning(budget),
         },
         max_draft_depth: budget.spec_draft_n_max,
         budget: budget.spec_tree_max_tokens.map(usize::from),
         ..GenerateOptions::new(sampling)
     }
+}
+
+fn pruning(budget: &BudgetArgs) -> Option<Pruning> {
+    let best = budget.spec_prune_nodes.map(|nodes| Pruning::Best(nodes.into()));
+    budget.spec_prune_threshold.map(Pruning::Threshold).or(best)
 }
 
 fn tree_shape(budget: &BudgetArgs) -> TreeShape {

@@ -193,6 +193,10 @@ pub(crate) struct BudgetArgs {
     /// [default: verify all]
     #[arg(long, value_name = "P", value_parser = positive_fraction)]
     pub(crate) spec_prune_threshold: Option<f32>,
+    /// Let the early exit of the adapter choose: N nodes of each tree go on into the layers with streams
+    #[arg(long, value_name = "N", conflicts_with = "spec_prune_threshold",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) spec_prune_nodes: Option<u16>,
 }
 
 /// How a prompt becomes the text that the model reads.
