@@ -29,6 +29,9 @@ pub struct TrainRequest {
     pub streams: StreamConfig,
     /// The rank of an early exit for an adapter that has none: the one thing that streams trained on for `adapter` may gain.
     pub early_exit_rank: Option<usize>,
+    /// How many tokens streams may propose, 0 for all, where it was asked for: streams trained on for `adapter` may have other
+    /// ones than before, since no tensor depends on them.
+    pub draft_vocab_size: Option<usize>,
     /// Low-rank changes of stream rows.
     pub lora: Option<LoraConfig>,
     /// Low-rank changes of main rows' top layers, all of them if it says 0; the mode is joint where there are any.
@@ -97,6 +100,9 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         Some(fitted) if request.init_from.is_none() => (fitted.config.streams.clone(), fitted.config.lora.clone()),
         _ => (request.streams, request.lora),
     };
+    if let Some(size) = request.draft_vocab_size {
+        streams.draft_vocab_size = Some(size).filter(|&size| size > 0);
+    }
     streams.early_exit_rank = streams.early_exit_rank.or(request.early_exit_rank.filter(|&rank| rank > 0));
     let usual = LoadOptions::default();
     let load_options = LoadOptions {

@@ -45,10 +45,10 @@ pub(crate) struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// Whether sizes of streams were typed.
+    /// Whether sizes of trained tensors were typed that an adapter has already.
     pub(crate) fn is_sized(&self) -> bool {
         let streams = &self.streams;
-        let sizes = [streams.num_streams, streams.num_msa_layers, streams.draft_vocab_size, streams.sampler_size];
+        let sizes = [streams.num_streams, streams.num_msa_layers, streams.sampler_size];
         sizes.into_iter().chain([streams.lora_rank]).any(|size| size.is_some())
             || streams.preset != PresetName::Fast
             || streams.no_token_conditioning
@@ -287,6 +287,7 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
         output: args.output.clone(),
         adapter: args.model.adapter.clone(),
         early_exit_rank: args.streams.early_exit_rank,
+        draft_vocab_size: args.streams.draft_vocab_size,
         init_from: args.init_from.clone(),
         origin,
     })
