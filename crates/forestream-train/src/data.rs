@@ -1,17 +1,16 @@
-//! Rows of JSON Lines files as examples: a prompt and the completion to be foreseen, in token ids.
+//! Rows of data files as examples: a prompt and the completion to be foreseen, in token ids.
 //!
 //! Understands what `forestream distill` writes, `prompt` with `completion`, `messages` and `conversations`. A row that
 //! cannot be used is an error with file, line and remedy. Must not know models or how examples are trained on.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use forestream_model::TokenId;
 use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, TextError, Tokenizer};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::batch::shuffled;
+use crate::rows::{Row, RowError, RowFile};
 
 /// The field that marks the first line of a file of `forestream distill`.
 const DISTILL_MARK: &str = "forestream_distill";
@@ -85,25 +84,9 @@ impl Dataset {
 /// Errors of reading data.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// The file cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A row that cannot be used.
-    #[error("{path}, line {line}: {problem}")]
-    Row {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong, and what to do.
-        problem: String,
-    },
+    /// A file or a row that cannot be read, or a row that cannot be used.
+    #[error(transparent)]
+    Rows(#[from] RowError),
     /// One example cannot be trained on and held out.
     #[error("{name} has one example; add more, or give others to measure on with --eval-data")]
     TooFewToSplit {
@@ -113,7 +96,7 @@ pub enum DataError {
     /// No example has a position.
     #[error(
         "{path} has nothing to train on: {num_too_short} rows, all with completions of fewer than two tokens; \
-         write one JSON object with `prompt` and `completion` on each line"
+         write rows with `prompt` and `completion`"
     )]
     Empty {
         /// The file.
@@ -167,20 +150,19 @@ impl DataReader<'_> {
     /// # Errors
     /// A file that cannot be read, a row that cannot be used, or no example at all.
     pub fn read(&self, path: &Path, draw: Option<Draw>) -> Result<Dataset, DataError> {
-        let bytes = std::fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+        let file = RowFile::open(path)?;
         let mut dataset = Dataset {
             name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-            sha256: hexadecimal(&Sha256::digest(&bytes)),
+            sha256: file.sha256(),
             selection: self.selection(draw),
             examples: Vec::new(),
             num_too_short: 0,
             num_cut: 0,
         };
-        for (index, line) in rows(&bytes, draw) {
-            let row_error = |problem| DataError::Row { path: path.to_owned(), line: index + 1, problem };
-            let line = std::str::from_utf8(line);
-            let line = line.map_err(|_| row_error("not UTF-8 text; save the file as UTF-8".to_owned()))?;
-            for example in self.examples(line).map_err(row_error)? {
+        for row in drawn(file.rows()?.collect(), draw) {
+            let row = row?;
+            let row_error = |problem| file.row_error(row.place, problem);
+            for example in self.examples(&row.fields).map_err(row_error)? {
                 self.add(example, &mut dataset).map_err(row_error)?;
             }
         }
@@ -226,30 +208,28 @@ impl DataReader<'_> {
         Ok(())
     }
 
-    /// The examples of a line: none for a header, one for each answer of a conversation.
-    fn examples(&self, line: &str) -> Result<Vec<Example>, String> {
-        let row: Map<String, Value> =
-            serde_json::from_str(line).map_err(|error| format!("not a JSON object: {error}; correct the line"))?;
+    /// The examples of a row: none for a header, one for each answer of a conversation.
+    fn examples(&self, row: &Map<String, Value>) -> Result<Vec<Example>, String> {
         if row.contains_key(DISTILL_MARK) {
-            return self.check_header(&row).map(|()| Vec::new());
+            return self.check_header(row).map(|()| Vec::new());
         }
         if let Some(rows) = self.rows {
-            let [prompt, completion] = rows.prompt_and_completion(&row)?;
+            let [prompt, completion] = rows.prompt_and_completion(row)?;
             return Ok(vec![self.turn(&[Message::new("user", &prompt), Message::new("assistant", &completion)])?]);
         }
         if row.contains_key("prompt_token_ids") {
             let example = Example {
-                prompt: token_ids(&row, "prompt_token_ids")?,
-                completion: token_ids(&row, "completion_token_ids")?,
+                prompt: token_ids(row, "prompt_token_ids")?,
+                completion: token_ids(row, "completion_token_ids")?,
             };
             return Ok(vec![example]);
         }
         if row.contains_key("prompt") {
             let messages =
-                [Message::new("user", text(&row, "prompt")?), Message::new("assistant", text(&row, "completion")?)];
+                [Message::new("user", text(row, "prompt")?), Message::new("assistant", text(row, "completion")?)];
             return Ok(vec![self.turn(&messages)?]);
         }
-        let messages = messages(&row)?;
+        let messages = messages(row)?;
         let answers = (0..messages.len()).filter(|&index| index > 0 && messages[index].role == "assistant");
         let examples = answers.map(|index| self.turn(&messages[..=index])).collect::<Result<Vec<_>, _>>()?;
         if examples.is_empty() {
@@ -309,20 +289,18 @@ impl DataReader<'_> {
     }
 }
 
-/// The lines of a file that are not blank, with their indices; of a draw, the first line if it is a header, and as many
-/// others as it takes.
-fn rows(bytes: &[u8], draw: Option<Draw>) -> Vec<(usize, &[u8])> {
-    let lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).enumerate();
-    let mut rows: Vec<(usize, &[u8])> = lines.filter(|(_, line)| !line.is_empty()).collect();
-    if let Some(Draw { count, seed }) = draw {
-        let mark = DISTILL_MARK.as_bytes();
-        let has_header = rows.first().is_some_and(|(_, line)| line.windows(mark.len()).any(|part| part == mark));
-        let first = usize::from(has_header);
-        let mut drawn = shuffled(rows.len() - first, seed, 0);
-        drawn.truncate(count);
-        drawn.sort_unstable(); // errors come in the order of the file
-        rows = (0..first).chain(drawn.into_iter().map(|index| first + index)).map(|index| rows[index]).collect();
+/// All rows, or those of a draw: the first row if it is a header, and as many others as it takes.
+fn drawn(mut rows: Vec<Result<Row, RowError>>, draw: Option<Draw>) -> Vec<Result<Row, RowError>> {
+    let Some(Draw { count, seed }) = draw else { return rows };
+    let is_header = |row: &Result<Row, RowError>| row.as_ref().is_ok_and(|row| row.fields.contains_key(DISTILL_MARK));
+    let first = usize::from(rows.first().is_some_and(is_header));
+    let mut is_taken = vec![false; rows.len()];
+    is_taken[..first].fill(true);
+    for index in shuffled(rows.len() - first, seed, 0).into_iter().take(count) {
+        is_taken[first + index] = true;
     }
+    let mut is_taken = is_taken.into_iter(); // errors come in the order of the file
+    rows.retain(|_| is_taken.next() == Some(true));
     rows
 }
 
@@ -370,13 +348,4 @@ fn read_message(message: &Value) -> Result<Message, String> {
         role => role,
     };
     Ok(Message::new(role, content))
-}
-
-/// Bytes as hexadecimal digits.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string never fails");
-        text
-    })
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::adamw::{AdamW, Named, clip};
 use crate::batch::Order;
 use crate::checkpoint::{CHECKPOINT, Checkpoint, Progress};
-use crate::data::{Dataset, Example, hexadecimal};
+use crate::data::{Dataset, Example};
 use crate::draft_vocabulary::{self, DraftRows};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::export::{self, Origin, TrainedOn};
@@ -22,6 +22,7 @@ use crate::gradients::{BatchScore, gradients};
 use crate::objective::tau;
 use crate::pieces::{Piece, PieceMaker};
 use crate::progress::{MainFigures, Observer, StepReport, StepSeconds, TrainLog};
+use crate::rows::hexadecimal;
 use crate::settings::{Objective, TrainSettings};
 use crate::{TrainError, schedule};
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use forestream_text::{AddSpecial, ChatTemplate, ParseSpecial, SpecialTokens, Tokenizer};
-use forestream_train::{DataError, DataReader, Dataset, Draw, RowTexts};
+use forestream_train::{DataError, DataReader, Dataset, Draw, RowError, RowTexts};
 use serde_json::{Map, Value};
 
 struct Fixture {
@@ -65,6 +65,22 @@ fn every_form_of_a_row_gives_the_same_example() {
         assert_eq!(fixture.text(&example.completion), "Hello there<|im_end|>", "{row}");
         assert_eq!(dataset.num_positions(), example.completion.len() - 1);
     }
+}
+
+#[test]
+fn tables_of_other_programs_give_the_same_examples() {
+    let fixture = Fixture::new();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/data");
+    let read = |name: &str| fixture.reader().read(&directory.join(name), None).unwrap();
+    let expected = read("chat.jsonl").examples;
+    assert_eq!(expected.len(), 5);
+    for name in ["chat-snappy.parquet", "chat-zstd.parquet"] {
+        assert_eq!(read(name).examples, expected, "{name}");
+    }
+    let draw = Some(Draw { count: 2, seed: 1 });
+    let [lines, table] = ["chat.jsonl", "chat-zstd.parquet"]
+        .map(|name| fixture.reader().read(&directory.join(name), draw).unwrap().examples);
+    assert_eq!(lines, table);
 }
 
 #[test]
@@ -213,5 +229,8 @@ fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
     let error = fixture.reader().read(&path, None).unwrap_err().to_string();
     assert!(error.contains("line 2") && error.contains("UTF-8"), "{error}");
     assert!(matches!(fixture.read("\n"), Err(DataError::Empty { .. })));
-    assert!(matches!(fixture.reader().read(Path::new("/no/such.jsonl"), None), Err(DataError::Read { .. })));
+    assert!(matches!(
+        fixture.reader().read(Path::new("/no/such.jsonl"), None),
+        Err(DataError::Rows(RowError::Read { .. }))
+    ));
 }

@@ -1,13 +1,12 @@
-//! Prompts from JSON Lines files: rows, built-in tasks, and templates with `{field}` placeholders.
+//! Prompts from data files: rows, built-in tasks, and templates with `{field}` placeholders.
 //!
 //! A row that cannot be used is an error with file and line; nothing is dropped silently. Must not know models or
 //! chat templates.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use forestream_train::{Place, Row, RowError, RowFile};
 use serde_json::{Map, Value};
 
 /// A prompt made of a row.
@@ -17,39 +16,23 @@ pub struct DatasetPrompt {
     pub text: String,
     /// The kind of prompt, where rows say it.
     pub category: Option<String>,
-    /// The line of its row, from 1.
-    pub line: usize,
+    /// Where its row stands.
+    pub place: Place,
 }
 
 /// Errors of reading prompts.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    /// The file cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A line is not a JSON object.
-    #[error("{path}, line {line}: not a JSON object: {problem}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// A file or a row that cannot be read.
+    #[error(transparent)]
+    Rows(#[from] RowError),
     /// A row has not the field that the template names.
-    #[error("{path}, line {line}: the field {field:?} of the template is missing or not text; the row has {present}")]
+    #[error("{path}, {place}: the field {field:?} of the template is missing or not text; the row has {present}")]
     Field {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
-        line: usize,
+        /// Which row.
+        place: Place,
         /// The field.
         field: String,
         /// The fields of the row.
@@ -131,32 +114,27 @@ pub enum Template {
     Text(String),
 }
 
-/// Reads the prompts of a JSON Lines file: at most `limit` of them, or all. Equal prompts are taken once.
+/// Reads the prompts of a data file: at most `limit` of them, or all. Equal prompts are taken once.
 ///
 /// # Errors
-/// A file that cannot be read, or a row that cannot be used, with its line.
+/// A file that cannot be read, or a row that cannot be used, with its place.
 pub fn read_prompts(
     path: &Path,
     template: &Template,
     limit: Option<usize>,
 ) -> Result<Vec<DatasetPrompt>, DatasetError> {
-    let read_error = |source| DatasetError::Read { path: path.to_owned(), source };
-    let lines = BufReader::new(File::open(path).map_err(read_error)?).lines();
+    let file = RowFile::open(path)?;
     let mut template = template.clone();
     let (mut prompts, mut seen) = (Vec::new(), HashSet::new());
-    for (index, line) in lines.enumerate() {
+    for row in file.rows()? {
         if limit == Some(prompts.len()) {
             break;
         }
-        let line = line.map_err(read_error)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = Row::parse(path, index + 1, &line)?;
+        let row = row?;
         if template == Template::Inferred {
-            template = Template::Task(row.infer_task()?);
+            template = Template::Task(infer_task(path, &row.fields)?);
         }
-        let prompt = row.prompt(&template)?;
+        let prompt = prompt(path, row, &template)?;
         if seen.insert(prompt.text.clone()) {
             prompts.push(prompt);
         }
@@ -164,58 +142,37 @@ pub fn read_prompts(
     if prompts.is_empty() { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(prompts) }
 }
 
-/// One line of a file.
-struct Row<'a> {
-    path: &'a Path,
-    line: usize,
-    fields: Map<String, Value>,
+fn infer_task(path: &Path, fields: &Map<String, Value>) -> Result<&'static Task, DatasetError> {
+    let has_fields = |task: &&Task| {
+        let pieces = pieces(task.template).expect("built-in templates are valid");
+        pieces.iter().all(|piece| match piece {
+            Piece::Field(field) => text_of(fields, field).is_some(),
+            Piece::Text(_) => true,
+        })
+    };
+    let unknown = || DatasetError::UnknownTask { path: path.to_owned(), present: names(fields) };
+    TASKS.iter().find(has_fields).ok_or_else(unknown)
 }
 
-impl<'a> Row<'a> {
-    fn parse(path: &'a Path, line: usize, text: &str) -> Result<Self, DatasetError> {
-        let syntax = |problem: String| DatasetError::Syntax { path: path.to_owned(), line, problem };
-        match serde_json::from_str(text) {
-            Ok(Value::Object(fields)) => Ok(Self { path, line, fields }),
-            Ok(other) => Err(syntax(format!("it is {}", kind_of(&other)))),
-            Err(error) => Err(syntax(error.to_string())),
-        }
-    }
+fn prompt(path: &Path, Row { place, fields }: Row, template: &Template) -> Result<DatasetPrompt, DatasetError> {
+    let (template, category) = match template {
+        Template::Inferred => unreachable!("the task was inferred from the first row"),
+        Template::Task(task) => (task.template, task.category),
+        Template::Text(text) => (text.as_str(), Some("category")),
+    };
+    let text = fill(&pieces(template)?, &fields).map_err(|field| DatasetError::Field {
+        path: path.to_owned(),
+        place,
+        field: field.to_owned(),
+        present: names(&fields),
+    })?;
+    let category = category.and_then(|field| text_of(&fields, field)).map(str::to_owned);
+    Ok(DatasetPrompt { text, category, place })
+}
 
-    fn infer_task(&self) -> Result<&'static Task, DatasetError> {
-        let has_fields = |task: &&Task| {
-            let pieces = pieces(task.template).expect("built-in templates are valid");
-            pieces.iter().all(|piece| match piece {
-                Piece::Field(field) => self.text(field).is_some(),
-                Piece::Text(_) => true,
-            })
-        };
-        let unknown = || DatasetError::UnknownTask { path: self.path.to_owned(), present: self.present() };
-        TASKS.iter().find(has_fields).ok_or_else(unknown)
-    }
-
-    fn prompt(&self, template: &Template) -> Result<DatasetPrompt, DatasetError> {
-        let (template, category) = match template {
-            Template::Inferred => unreachable!("the task was inferred from the first row"),
-            Template::Task(task) => (task.template, task.category),
-            Template::Text(text) => (text.as_str(), Some("category")),
-        };
-        let text = fill(&pieces(template)?, &self.fields).map_err(|field| self.missing(field.to_owned()))?;
-        let category = category.and_then(|field| self.text(field)).map(str::to_owned);
-        Ok(DatasetPrompt { text, category, line: self.line })
-    }
-
-    fn text(&self, field: &str) -> Option<&str> {
-        text_of(&self.fields, field)
-    }
-
-    fn missing(&self, field: String) -> DatasetError {
-        DatasetError::Field { path: self.path.to_owned(), line: self.line, field, present: self.present() }
-    }
-
-    fn present(&self) -> String {
-        let names: Vec<String> = self.fields.keys().map(|name| format!("{name:?}")).collect();
-        names.join(", ")
-    }
+fn names(fields: &Map<String, Value>) -> String {
+    let names: Vec<String> = fields.keys().map(|name| format!("{name:?}")).collect();
+    names.join(", ")
 }
 
 /// The text of a field; of a list, its first element.
@@ -235,17 +192,6 @@ pub(crate) fn fill<'a>(pieces: &'a [Piece], fields: &Map<String, Value>) -> Resu
         Piece::Text(literal) => Ok(text + literal),
         Piece::Field(field) => Ok(text + text_of(fields, field).ok_or(field.as_str())?),
     })
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// A part of a template.
@@ -331,7 +277,7 @@ mod tests {
         let prompts = read(r#"{"a": "1", "b": "2", "category": "k"}"#, &template, None).unwrap();
         assert_eq!(
             prompts,
-            [DatasetPrompt { text: "{json} 1: 2".to_owned(), category: Some("k".to_owned()), line: 1 }]
+            [DatasetPrompt { text: "{json} 1: 2".to_owned(), category: Some("k".to_owned()), place: Place::Line(1) }]
         );
     }
 

@@ -318,7 +318,8 @@ pub(crate) struct BenchArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub(crate) struct DataArgs {
-    /// Prompts: a file with one JSON object on each line
+    /// Prompts: a file of rows, as JSON Lines, a JSON list, CSV, TSV or Parquet, or a dataset of the Hugging Face Hub
+    /// (owner/name[:split])
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Built-in prompt template: e2e, sql, dialogsum, prompts, mt_bench [default: chosen by the fields of the rows]

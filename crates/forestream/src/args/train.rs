@@ -16,8 +16,9 @@ use super::values::task;
 /// `train`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct TrainArgs {
-    /// Rows to train on: a file of `forestream distill`, or one JSON object with `prompt` and `completion`, `messages` or
-    /// `conversations` on each line
+    /// Rows to train on: a file of `forestream distill`, or rows with `prompt` and `completion`, `messages` or `conversations`,
+    /// as JSON Lines, a JSON list, CSV, TSV or Parquet, or a dataset of the Hugging Face Hub
+    /// (owner/name[:split])
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Directory for the adapter, its log and checkpoints

@@ -14,7 +14,7 @@ use crate::args::{self, CompareArgs, OutputFormat};
 const PLAIN: &str = "none";
 
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
-    let rows = prompts::read(&args.data)?;
+    let rows = prompts::read(&args.model.store, &args.data)?;
     interrupt::install()?;
     let engine = model::open(&args.model, &args.backend, &args.spec_types)?;
     let tokens = prompts::tokens(&engine, &args.data, &rows)?;

@@ -12,7 +12,7 @@ use super::{interrupt, model, prompts};
 use crate::args::{self, BackendArgs, DistillArgs};
 
 pub(super) fn run(args: &DistillArgs) -> anyhow::Result<ExitCode> {
-    let rows = prompts::read(&args.data)?;
+    let rows = prompts::read(&args.model.store, &args.data)?;
     interrupt::install()?;
     let engine = model::open(&args.model, &BackendArgs::default(), &[])?;
     let prompts = distill_prompts(&engine, args, rows)?;
@@ -65,10 +65,10 @@ fn distill_prompts(
     let too_long = rows.iter().zip(&tokens).find(|(_, tokens)| tokens.len() >= engine.ctx_size());
     if let Some((row, tokens)) = too_long {
         bail!(
-            "{}, line {}: the prompt has {} tokens, which leaves no room for an answer in the context of {}; raise \
+            "{}, {}: the prompt has {} tokens, which leaves no room for an answer in the context of {}; raise \
              --ctx-size, or take the row out",
             args.data.data.display(),
-            row.line,
+            row.place,
             tokens.len(),
             engine.ctx_size()
         );

@@ -4,17 +4,18 @@ use anyhow::Context;
 use forestream::dataset::{self, DatasetPrompt, Template};
 use forestream::{Engine, Message, TokenId};
 
-use crate::args::DataArgs;
+use super::pull;
+use crate::args::{DataArgs, StoreArgs};
 
-/// The prompts of the file.
-pub(super) fn read(args: &DataArgs) -> anyhow::Result<Vec<DatasetPrompt>> {
+/// The prompts of the file or dataset.
+pub(super) fn read(store: &StoreArgs, args: &DataArgs) -> anyhow::Result<Vec<DatasetPrompt>> {
     let template = match (&args.template, args.task) {
         (Some(template), _) => Template::Text(template.clone()),
         (None, Some(task)) => Template::Task(task),
         (None, None) => Template::Inferred,
     };
     let limit = Some(args.limit).filter(|&limit| limit > 0);
-    Ok(dataset::read_prompts(&args.data, &template, limit)?)
+    Ok(dataset::read_prompts(&pull::fetch_data(store, &args.data)?, &template, limit)?)
 }
 
 /// The tokens of each prompt, in the model's chat template where it has one.
@@ -26,7 +27,7 @@ pub(super) fn tokens(engine: &Engine, args: &DataArgs, prompts: &[DatasetPrompt]
             Some(template) => session.chat_prompt(template, &[Message::new("user", &prompt.text)], None),
             None => session.plain_prompt(&prompt.text),
         };
-        tokens.with_context(|| format!("{}, line {}", args.data.display(), prompt.line))
+        tokens.with_context(|| format!("{}, {}", args.data.display(), prompt.place))
     };
     prompts.iter().map(tokens).collect()
 }

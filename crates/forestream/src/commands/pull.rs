@@ -1,10 +1,10 @@
 //! `pull`: fetches a model, and says what it does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use forestream::places;
-use forestream::pull::{Hub, ModelName, ModelStore, Network, REGISTRY};
+use forestream::pull::{DatasetStore, Hub, ModelName, ModelStore, Network, REGISTRY};
 
 use super::console::{self, PullProgress};
 use crate::args::{self, PullArgs, StoreArgs};
@@ -47,11 +47,25 @@ pub(super) fn fetch(store: &ModelStore, name: &str) -> anyhow::Result<PathBuf> {
 
 /// The models of this machine, as the flags describe them.
 pub(super) fn store(args: &StoreArgs) -> ModelStore {
-    let network = match args.offline {
+    ModelStore::new(args::cache_directory(args).join("models"), network(args), hub(args))
+}
+
+/// The file of rows that `data` means, fetched if need be.
+pub(super) fn fetch_data(args: &StoreArgs, data: &Path) -> anyhow::Result<PathBuf> {
+    let mut progress = PullProgress::new();
+    let result = DatasetStore { network: network(args), hub: hub(args) }.locate(data, &mut progress);
+    progress.finish();
+    Ok(result?)
+}
+
+fn network(args: &StoreArgs) -> Network {
+    match args.offline {
         true => Network::Offline,
         false if places::is_hub_offline() => Network::WithoutHub,
         false => Network::Online,
-    };
-    let token = args.hf_token.clone().or_else(|| places::variable("HF_TOKEN"));
-    ModelStore::new(args::cache_directory(args).join("models"), network, Hub { token })
+    }
+}
+
+fn hub(args: &StoreArgs) -> Hub {
+    Hub { token: args.hf_token.clone().or_else(|| places::variable("HF_TOKEN")) }
 }

@@ -26,7 +26,11 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
     let name = (!is_path).then(|| args.model.model.clone());
     let options = EngineOptions { name, ..args::engine_options(&args.model, &BackendArgs::default(), &[]) };
-    let mut trainer = train::open(&path, &options, args::train_request(args, origin())?)?;
+    let mut request = args::train_request(args, origin())?;
+    for data in [Some(&mut request.data), request.eval_data.as_mut()].into_iter().flatten() {
+        *data = pull::fetch_data(&args.model.store, data)?;
+    }
+    let mut trainer = train::open(&path, &options, request)?;
     for line in plan(&trainer) {
         console::note(&line);
     }

@@ -30,6 +30,16 @@ pub enum PullError {
         /// What the user can do.
         remedy: String,
     },
+    /// Data is neither a file nor a dataset that could be fetched.
+    #[error(
+        "{name} is no file, and the Hugging Face Hub gave no such dataset: {problem}; give a file of rows, or owner/name[:split]"
+    )]
+    Dataset {
+        /// What was asked for.
+        name: String,
+        /// Why the Hub did not give it.
+        problem: SourceError,
+    },
     /// A failure that no other source can mend.
     #[error(transparent)]
     Source(#[from] SourceError),

