@@ -100,9 +100,10 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         Some(fitted) if request.init_from.is_none() => (fitted.config.streams.clone(), fitted.config.lora.clone()),
         _ => (request.streams, request.lora),
     };
-    if let Some(size) = request.draft_vocab_size {
-        streams.draft_vocab_size = Some(size).filter(|&size| size > 0);
-    }
+    streams.draft_vocab_size = match request.draft_vocab_size {
+        Some(size) => Some(size).filter(|&size| size > 0),
+        None => streams.draft_vocab_size.filter(|&size| size < checkpoint.config().vocab_size), // else it limits nothing
+    };
     streams.early_exit_rank = streams.early_exit_rank.or(request.early_exit_rank.filter(|&rank| rank > 0));
     let usual = LoadOptions::default();
     let load_options = LoadOptions {

@@ -76,7 +76,7 @@ fn a_dataset_of_the_hub_is_fetched_once() {
     let output = sandbox.path("adapter");
     let output = output.to_str().unwrap();
     let train = |data: &str| {
-        let sizes = ["--num-msa-layers", "2", "--draft-vocab-size", "0", "--dry-run"];
+        let sizes = ["--num-msa-layers", "2", "--dry-run"];
         hub.run(&sandbox, &[&["train", "-m", &model, "--data", data, "-o", output][..], &sizes].concat())
     };
     let first = train("owner/chats");
