@@ -103,7 +103,7 @@ impl RowFile {
     /// # Errors
     /// A file that is not of the format that its name promises.
     pub fn rows(&self) -> Result<Rows<'_>, RowError> {
-        let extension = self.path.extension().map(|extension| extension.to_ascii_lowercase());
+        let extension = self.path.extension().map(std::ffi::OsStr::to_ascii_lowercase);
         match extension.as_ref().and_then(|extension| extension.to_str()) {
             Some("csv") => self.separated(b','),
             Some("tsv") => self.separated(b'\t'),

@@ -35,17 +35,7 @@ impl Hub {
         choose: Box<Choose>,
         reporter: &mut dyn Reporter,
     ) -> Result<PathBuf, SourceError> {
-        self.start(Request { repo, choose, expected_sha256: None, token: self.token.clone() }, reporter)
-    }
-
-    /// Runs a request on a thread of its own.
-    fn start(&self, request: Request, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            let result = request.run(&sender);
-            let _ = sender.send(Message::Done(result)); // nobody listens after the time limit
-        });
-        listen(&receiver, reporter)
+        Request { repo, choose, expected_sha256: None, token: self.token.clone() }.start(reporter)
     }
 }
 
@@ -94,7 +84,7 @@ impl Source for Hub {
         let repo = Repo::model(repository.to_owned());
         let wanted = wanted.map(str::to_owned);
         let choose = Box::new(move |files: &[String]| choose(files, wanted.as_deref()));
-        self.start(Request { repo, choose, expected_sha256, token: self.token.clone() }, reporter)
+        Request { repo, choose, expected_sha256, token: self.token.clone() }.start(reporter)
     }
 }
 
@@ -127,6 +117,16 @@ struct Request {
 }
 
 impl Request {
+    /// Runs on a thread of its own, and gives up after a long silence.
+    fn start(self, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let result = self.run(&sender);
+            let _ = sender.send(Message::Done(result)); // nobody listens after the time limit
+        });
+        listen(&receiver, reporter)
+    }
+
     fn run(&self, sender: &Sender<Message>) -> Result<PathBuf, SourceError> {
         let mut builder = ApiBuilder::from_env().with_progress(false);
         if self.token.is_some() {
