@@ -100,6 +100,11 @@ fn what_the_hub_has_not_is_said_with_a_remedy() {
     run("owner/nothing").assert_error(1, &["owner/nothing is no file", "404", "owner/name[:split]"]);
     run("owner/rows.jsonl").assert_error(1, &["cannot read owner/rows.jsonl"]);
     let offline: Vec<&str> = distill(&model, "owner/chats", output).into_iter().chain(["--offline"]).collect();
+    let num_requests = hub.num_requests.load(Ordering::SeqCst);
     hub.run(&sandbox, &offline).assert_error(1, &["skipped: --offline"]);
+    let mut command = sandbox.command(&distill(&model, "owner/chats", output));
+    let without_hub = command.env("HF_ENDPOINT", &hub.endpoint).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    Run::of(without_hub).assert_error(1, &["skipped: HF_HUB_OFFLINE is set"]);
+    assert_eq!(hub.num_requests.load(Ordering::SeqCst), num_requests);
     assert!(!Path::new(output).exists());
 }

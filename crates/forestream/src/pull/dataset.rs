@@ -38,20 +38,16 @@ impl DatasetStore {
         if let Some(path) = name.cached() {
             return Ok(path);
         }
-        let problem = match self.network {
-            Network::Offline => SourceError::Skipped("--offline"),
-            Network::WithoutHub => SourceError::Skipped("HF_HUB_OFFLINE is set"),
-            Network::Online => {
-                reporter.say(&format!("pulling the dataset {} from {}", data.display(), Hub::LABEL));
-                let repo = name.repo();
-                let choose = move |files: &[String]| name.choose(files).map(Choice::File);
-                match self.hub.fetch_chosen(repo, Box::new(choose), reporter) {
-                    Ok(path) => return Ok(path),
-                    Err(problem) => problem,
-                }
-            }
-        };
-        Err(PullError::Dataset { name: data.display().to_string(), problem })
+        self.fetch(name, data, reporter)
+            .map_err(|problem| PullError::Dataset { name: data.display().to_string(), problem })
+    }
+
+    fn fetch(&self, name: DatasetName, data: &Path, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
+        self.network.check(Hub::LABEL)?;
+        reporter.say(&format!("pulling the dataset {} from {}", data.display(), Hub::LABEL));
+        let repo = name.repo();
+        let choose = move |files: &[String]| name.choose(files).map(Choice::File);
+        self.hub.fetch_chosen(repo, Box::new(choose), reporter)
     }
 }
 

@@ -113,6 +113,17 @@ pub enum Network {
     Offline,
 }
 
+impl Network {
+    /// Refuses a source that may not be asked.
+    fn check(self, label: &str) -> Result<(), SourceError> {
+        match self {
+            Self::Offline => Err(SourceError::Skipped("--offline")),
+            Self::WithoutHub if label == Hub::LABEL => Err(SourceError::Skipped("HF_HUB_OFFLINE is set")),
+            Self::WithoutHub | Self::Online => Ok(()),
+        }
+    }
+}
+
 /// The models of this machine, and where more can be had.
 #[derive(Debug)]
 pub struct ModelStore {
@@ -201,13 +212,7 @@ impl ModelStore {
     }
 
     fn ask(&self, source: &dyn Source, name: &ModelName, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
-        match self.network {
-            Network::Offline => return Err(SourceError::Skipped("--offline")),
-            Network::WithoutHub if source.label() == Hub::LABEL => {
-                return Err(SourceError::Skipped("HF_HUB_OFFLINE is set"));
-            }
-            Network::WithoutHub | Network::Online => {}
-        }
+        self.network.check(source.label())?;
         reporter.say(&format!("pulling {name} from {} into {}", source.label(), self.directory.display()));
         source.fetch(name, &self.directory, reporter)
     }
