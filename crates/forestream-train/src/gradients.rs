@@ -1,6 +1,8 @@
 //! One pass forward and backward: pieces in, scores and gradients out.
 
-use forestream_burn::tensor::{Tensor, TensorData};
+use std::collections::btree_map::Entry;
+
+use forestream_burn::tensor::{Device, Tensor, TensorData};
 use forestream_burn::{StreamBase, StreamWeights};
 use forestream_model::TokenId;
 
@@ -10,9 +12,10 @@ use crate::objective::{MainScore, Score, exit_cross_entropy, main_cross_entropy,
 use crate::pieces::{Input, Piece, run, values};
 use crate::settings::TrainSettings;
 use crate::targets::{Target, Targets};
+use crate::workers::Workers;
 
-/// Logits that are held at once; larger steps are computed in parts whose gradients add up.
-const MAX_LOGITS: usize = 48 << 20;
+/// Rows of a part: few enough that a core keeps much of what it computes in its caches, and enough for large products.
+const PART_ROWS: usize = 512;
 
 /// What the rows of a batch gave.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,53 +29,90 @@ impl BatchScore {
     fn new(num_streams: usize) -> Self {
         Self { streams: Score::new(num_streams), main: MainScore::default(), early_exit: MainScore::default() }
     }
+
+    fn add(&mut self, other: &Self) {
+        self.streams.add(&other.streams);
+        self.main.add(other.main);
+        self.early_exit.add(other.early_exit);
+    }
 }
 
-/// Scores of a batch, and the gradients of its loss.
-///
-/// # Errors
-/// If a pass fails.
-pub(crate) fn gradients(
-    base: &StreamBase,
-    weights: &StreamWeights,
-    pieces: Vec<Piece>,
-    settings: &TrainSettings,
-) -> Result<(BatchScore, Named), TrainError> {
-    let [main_weight, stream_weight] =
-        settings.joint.as_ref().map_or([0.0, 1.0], |joint| [joint.main_loss_weight, joint.stream_loss_weight]);
-    let total_weight = pieces.iter().map(|piece| piece.targets.total_weight()).sum::<f64>().max(f64::MIN_POSITIVE);
-    let num_main_rows = pieces.iter().map(|piece| piece.main_targets.len()).sum::<usize>();
-    let main_scale = (main_weight / num_main_rows.max(1) as f64) as f32;
-    let exit_scale = 1.0 / pieces.iter().map(Piece::num_positions).sum::<usize>().max(1) as f32;
-    let mut score = BatchScore::new(base.adapter().streams.num_streams);
-    let mut sums = Named::new();
-    let mut pieces = pieces.into_iter().peekable();
-    while pieces.peek().is_some() {
-        let part = take_part(base, &mut pieces);
-        let logits = run(base, weights, part.inputs)?;
+/// The scales of a step's losses: all parts share them, so that their gradients add up to those of the step.
+struct Scales {
+    /// Sum of the targets' weights over the weight of the streams' mean loss.
+    stream_weight: f64,
+    main: f32,
+    early_exit: f32,
+}
+
+impl Scales {
+    fn of(pieces: &[Piece], settings: &TrainSettings) -> Self {
+        let [main_weight, stream_weight] =
+            settings.joint.as_ref().map_or([0.0, 1.0], |joint| [joint.main_loss_weight, joint.stream_loss_weight]);
+        let total_weight = pieces.iter().map(|piece| piece.targets.total_weight()).sum::<f64>().max(f64::MIN_POSITIVE);
+        let num_main_rows = pieces.iter().map(|piece| piece.main_targets.len()).sum::<usize>();
+        Self {
+            stream_weight: total_weight / stream_weight,
+            main: (main_weight / num_main_rows.max(1) as f64) as f32,
+            early_exit: 1.0 / pieces.iter().map(Piece::num_positions).sum::<usize>().max(1) as f32,
+        }
+    }
+}
+
+/// What a step's gradients are computed with.
+pub(crate) struct Step<'a> {
+    pub(crate) base: &'a StreamBase,
+    /// The trained tensors, row-major.
+    pub(crate) weights: &'a Named,
+    pub(crate) device: &'a Device,
+    pub(crate) settings: &'a TrainSettings,
+    pub(crate) workers: &'a Workers,
+}
+
+impl Step<'_> {
+    /// Scores of a batch, and the gradients of its loss.
+    ///
+    /// # Errors
+    /// If a pass fails.
+    pub(crate) fn gradients(&self, pieces: Vec<Piece>) -> Result<(BatchScore, Named), TrainError> {
+        let scales = Scales::of(&pieces, self.settings);
+        let mut score = BatchScore::new(self.base.adapter().streams.num_streams);
+        let mut sums = Named::new();
+        for result in self.workers.map(parts(pieces), |part| self.part(part, &scales)) {
+            let (part_score, gradients) = result?;
+            score.add(&part_score);
+            add(&mut sums, gradients);
+        }
+        Ok((score, sums))
+    }
+
+    /// One pass forward and backward. The graph's leaves are its own: parts that shared them would wait for each other.
+    fn part(&self, part: Part, scales: &Scales) -> Result<(BatchScore, Named), TrainError> {
+        let weights = StreamWeights::from_values(self.base.adapter(), self.base.decoder(), self.weights, self.device);
+        let mut score = BatchScore::new(self.base.adapter().streams.num_streams);
+        let logits = run(self.base, &weights, part.inputs)?;
         let [_, width] = logits.streams.dims();
         let mut gradient = values(logits.streams.clone());
         let mut rest = gradient.as_mut_slice();
         for targets in &part.targets {
             let (own, others) = rest.split_at_mut(targets.rows.len() * width);
-            score.streams.add(&score_rows(own, targets, settings.objective, total_weight / stream_weight));
+            score.streams.add(&score_rows(own, targets, self.settings.objective, scales.stream_weight));
             rest = others;
         }
         let mut loss = product(logits.streams, gradient);
         if let Some(logits) = logits.main {
             let mut gradient = values(logits.clone());
-            score.main.add(main_cross_entropy(&mut gradient, &part.main_targets, main_scale));
+            score.main.add(main_cross_entropy(&mut gradient, &part.main_targets, scales.main));
             loss = loss + product(logits, gradient);
         }
         if let Some(logits) = logits.early_exit {
             let next: Vec<Target> = part.targets.iter().flat_map(|targets| &targets.next).copied().collect();
             let mut gradient = values(logits.clone());
-            score.early_exit.add(exit_cross_entropy(&mut gradient, &next, exit_scale));
+            score.early_exit.add(exit_cross_entropy(&mut gradient, &next, scales.early_exit));
             loss = loss + product(logits, gradient);
         }
-        add_gradients(&loss, weights, &mut sums);
+        Ok((score, gradients_of(&loss, &weights)))
     }
-    Ok((score, sums))
 }
 
 /// Pieces of one pass.
@@ -83,17 +123,21 @@ struct Part {
     main_targets: Vec<TokenId>,
 }
 
-/// Takes the leading pieces that together give at most [`MAX_LOGITS`], and at least one.
-fn take_part(base: &StreamBase, pieces: &mut std::iter::Peekable<std::vec::IntoIter<Piece>>) -> Part {
-    let (mut part, mut num_logits) = (Part::default(), 0);
-    while let Some(piece) = pieces.next_if(|piece| num_logits == 0 || num_logits + piece.num_logits(base) <= MAX_LOGITS)
-    {
-        num_logits += piece.num_logits(base);
+/// Cuts a step into parts of consecutive pieces, of at most [`PART_ROWS`] rows or of one piece.
+fn parts(pieces: Vec<Piece>) -> Vec<Part> {
+    let (mut parts, mut num_rows) = (Vec::<Part>::new(), 0);
+    for piece in pieces {
+        num_rows += piece.num_rows();
+        if parts.is_empty() || num_rows > PART_ROWS {
+            parts.push(Part::default());
+            num_rows = piece.num_rows();
+        }
+        let part = parts.last_mut().expect("one was pushed");
         part.inputs.push(piece.input);
         part.targets.push(piece.targets);
         part.main_targets.extend(piece.main_targets);
     }
-    part
+    parts
 }
 
 /// The sum of products with constants, which has these constants as its gradient.
@@ -102,17 +146,22 @@ fn product(logits: Tensor<2>, gradient: Vec<f32>) -> Tensor<1> {
     (logits * Tensor::<2>::from_data(TensorData::new(gradient, shape), &device)).sum()
 }
 
-fn add_gradients(loss: &Tensor<1>, weights: &StreamWeights, sums: &mut Named) {
+fn gradients_of(loss: &Tensor<1>, weights: &StreamWeights) -> Named {
     let mut gradients = loss.backward();
-    for name in weights.names() {
-        let tensor = weights.tensor(name);
-        let Some(gradient) = tensor.grad_remove(&mut gradients) else { continue };
-        let values = gradient.try_into_vec_as::<f32>().expect("elements of the asked-for type");
-        match sums.get_mut(name) {
-            Some(sum) => sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
-            None => {
-                sums.insert(name.to_owned(), values);
+    let gradient = |name: &str| {
+        let gradient = weights.tensor(name).grad_remove(&mut gradients)?;
+        Some((name.to_owned(), gradient.try_into_vec_as::<f32>().expect("elements of the asked-for type")))
+    };
+    weights.names().filter_map(gradient).collect()
+}
+
+fn add(sums: &mut Named, gradients: Named) {
+    for (name, values) in gradients {
+        match sums.entry(name) {
+            Entry::Vacant(entry) => {
+                entry.insert(values);
             }
+            Entry::Occupied(mut sum) => sum.get_mut().iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
         }
     }
 }
@@ -132,8 +181,8 @@ mod tests {
     use crate::pieces::PieceMaker;
     use crate::settings::{JointSettings, Preset};
 
-    /// Gradients of a joint batch with these loss weights and these targets of main rows.
-    fn joint_gradients(main_loss_weight: f64, stream_loss_weight: f64, main_targets: [TokenId; 5]) -> Named {
+    /// Hands a joint step with these settings, and what makes its pieces, to `check`.
+    fn with_step(settings: &TrainSettings, check: impl FnOnce(&Step<'_>, &mut PieceMaker<'_>)) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
         let checkpoint = Checkpoint::open(&path).unwrap();
         let Preset { mut streams, lora, .. } = Preset::fast();
@@ -152,16 +201,56 @@ mod tests {
             main_lora: Some(Preset::main_lora(2)),
             calibration: Vec::new(),
         };
-        let base = StreamBase::load(&checkpoint, &config, &[], &Device::flex()).unwrap();
+        let (device, workers) = (Device::flex(), Workers::new(2).unwrap());
+        let base = StreamBase::load(&checkpoint, &config, &[], &device).unwrap();
         let mut features = FeatureExtractor::load(&checkpoint, base.first_layer(), 2, LoadOptions::default()).unwrap();
         let vocabulary = DraftRows::new(&[], checkpoint.config().vocab_size);
-        let example = Example { prompt: vec![1, 5], completion: vec![10, 11, 12, 13, 14] };
-        let mut maker = PieceMaker { features: &mut features, base: &base, vocabulary: &vocabulary };
-        let mut pieces = maker.pieces(&example).unwrap();
-        pieces[0].main_targets = main_targets.to_vec();
-        let weights = StreamWeights::init(&config, checkpoint.config(), 3, &Device::flex());
+        let weights = StreamWeights::init(&config, checkpoint.config(), 3, &device).values();
+        let step = Step { base: &base, weights: &weights, device: &device, settings, workers: &workers };
+        check(&step, &mut PieceMaker { features: &mut features, base: &base, vocabulary: &vocabulary });
+    }
+
+    fn joint_settings(main_loss_weight: f64, stream_loss_weight: f64) -> TrainSettings {
         let joint = Some(JointSettings { main_loss_weight, stream_loss_weight, ..JointSettings::default() });
-        gradients(&base, &weights, pieces, &TrainSettings { joint, ..TrainSettings::default() }).unwrap().1
+        TrainSettings { joint, ..TrainSettings::default() }
+    }
+
+    /// Gradients of a joint batch with these loss weights and these targets of main rows.
+    fn joint_gradients(main_loss_weight: f64, stream_loss_weight: f64, main_targets: [TokenId; 5]) -> Named {
+        let example = Example { prompt: vec![1, 5], completion: vec![10, 11, 12, 13, 14] };
+        let mut gradients = Named::new();
+        with_step(&joint_settings(main_loss_weight, stream_loss_weight), |step, maker| {
+            let mut pieces = maker.pieces(&example).unwrap();
+            pieces[0].main_targets = main_targets.to_vec();
+            gradients = step.gradients(pieces).unwrap().1;
+        });
+        gradients
+    }
+
+    #[test]
+    fn the_gradients_of_parts_add_up_to_those_of_the_step() {
+        let example = |index: u32| Example { prompt: vec![1, index], completion: (5..20 + index).collect() };
+        with_step(&joint_settings(1.0, 0.3), |step, maker| {
+            let mut pieces = || (1..20).flat_map(|index| maker.pieces(&example(index)).unwrap()).collect::<Vec<_>>();
+            let scales = Scales::of(&pieces(), step.settings);
+            let mut whole = Part::default();
+            for piece in pieces() {
+                whole.inputs.push(piece.input);
+                whole.targets.push(piece.targets);
+                whole.main_targets.extend(piece.main_targets);
+            }
+            let (expected_score, expected) = step.part(whole, &scales).unwrap();
+            assert!(parts(pieces()).len() > 2);
+            let (score, gradients) = step.gradients(pieces()).unwrap();
+            assert_eq!((score.streams.rows, score.main.rows), (expected_score.streams.rows, expected_score.main.rows));
+            assert!((score.streams.loss - expected_score.streams.loss).abs() < 1e-6);
+            assert_eq!(gradients.len(), expected.len());
+            for (name, values) in &gradients {
+                let difference = values.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let size = expected[name].iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+                assert!(difference <= 1e-4 * size, "{name}: {difference} of {size}");
+            }
+        });
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod settings;
 mod targets;
 mod tensorboard;
 mod trainer;
+mod workers;
 
 pub use checkpoint::CHECKPOINT;
 pub use data::{DataError, DataReader, Dataset, Draw, Example, RowTexts};

@@ -79,11 +79,13 @@ impl Piece {
         self.targets.rows.len() / self.targets.num_streams
     }
 
-    /// The number of logits that a pass gives for this piece.
-    pub(crate) fn num_logits(&self, base: &StreamBase) -> usize {
-        let exit_rows = base.adapter().streams.early_exit_rank.map_or(0, |_| self.num_positions());
-        (self.targets.rows.len() + exit_rows) * base.draft_vocab_size()
-            + self.main_targets.len() * base.decoder().vocab_size
+    /// Rows of a pass: those of streams, and in joint mode all main rows.
+    pub(crate) fn num_rows(&self) -> usize {
+        let main_rows = match &self.input {
+            Input::Lossless(_) => 0,
+            Input::Joint(text) => text.main.end,
+        };
+        self.targets.rows.len() + main_rows
     }
 }
 

@@ -18,12 +18,13 @@ use crate::draft_vocabulary::{self, DraftRows};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::export::{self, Origin, TrainedOn};
 use crate::features::FeatureExtractor;
-use crate::gradients::{BatchScore, gradients};
+use crate::gradients::{BatchScore, Step};
 use crate::objective::tau;
 use crate::pieces::{Piece, PieceMaker};
 use crate::progress::{MainFigures, Observer, StepReport, StepSeconds, TrainLog};
 use crate::rows::hexadecimal;
 use crate::settings::{Objective, TrainSettings};
+use crate::workers::Workers;
 use crate::{TrainError, schedule};
 
 /// Gradients are scaled down to this norm.
@@ -84,6 +85,7 @@ pub struct Trainer {
     fitted: Option<Adapter>,
     features: FeatureExtractor,
     base: StreamBase,
+    workers: Workers,
     training: Dataset,
     held_out: Dataset,
     settings: TrainSettings,
@@ -127,6 +129,7 @@ impl Trainer {
         let device = Device::flex();
         let mut base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
         let num_streams = adapter.streams.num_streams;
+        let workers = Workers::new(job.load_options.num_threads)?;
         let mut features = FeatureExtractor::load(job.base, base.first_layer(), num_streams, job.load_options)?;
         if let Some(fitted) = &job.fitted {
             if job.settings.joint.is_some() {
@@ -160,6 +163,7 @@ impl Trainer {
             fitted: job.fitted,
             features,
             base,
+            workers,
             order,
             num_steps,
             weights,
@@ -261,8 +265,14 @@ impl Trainer {
         let pieces = self.pieces(&indices)?;
         let num_positions = pieces.iter().map(Piece::num_positions).sum();
         let after_features = started.elapsed().as_secs_f64();
-        let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device);
-        let (score, mut gradients) = gradients(&self.base, &weights, pieces, &self.settings)?;
+        let pass = Step {
+            base: &self.base,
+            weights: &self.weights,
+            device: &self.device,
+            settings: &self.settings,
+            workers: &self.workers,
+        };
+        let (score, mut gradients) = pass.gradients(pieces)?;
         let BatchScore { streams: score, main, early_exit } = score;
         let after_passes = started.elapsed().as_secs_f64();
         let step = self.progress.step + 1;

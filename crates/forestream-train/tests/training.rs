@@ -303,6 +303,23 @@ fn check_resume(change: Change) {
 }
 
 #[test]
+fn the_number_of_threads_changes_nothing() {
+    for change in [&|_: &mut TrainJob<'_>| {}, &make_joint as Change] {
+        let (base, directory) = (base(), tempfile::tempdir().unwrap());
+        let outputs = [1, 2, 5].map(|num_threads| {
+            let output = directory.path().join(num_threads.to_string());
+            let mut job = job(&base, &output, TrainSettings { batch_tokens: 520, ..settings(3) });
+            change(&mut job);
+            job.load_options.num_threads = num_threads;
+            Trainer::new(job).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
+            tensors(&output)
+        });
+        assert!(outputs[0] == outputs[1], "one and two threads");
+        assert!(outputs[0] == outputs[2], "one and five threads");
+    }
+}
+
+#[test]
 fn a_run_that_was_killed_resumes_from_its_last_checkpoint() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
     let [whole, killed] = ["whole", "killed"].map(|name| directory.path().join(name));
