@@ -22,7 +22,7 @@ usage: cargo xtask CHORE
   check                       fmt, clippy, test, doc, deny, tidy: all that must hold before a push
   tidy                        the project's own rules alone
   golden [--smollm2 FILE]     make testdata/models and the golden logits again (needs Python 3.11; installs torch)
-  mutate [--only NAME]        plant bugs one at a time in a copy and report which tests notice
+  mutate [--only NAME...]     plant bugs one at a time in a copy and report which tests notice
 ";
 
 fn main() -> ExitCode {
@@ -44,8 +44,8 @@ fn run(arguments: &[String]) -> Result<()> {
         ["tidy"] => tidy::run(root),
         ["golden"] => golden::run(root, None),
         ["golden", "--smollm2", file] => golden::run(root, Some(Path::new(file))),
-        ["mutate"] => mutate::run(root, None),
-        ["mutate", "--only", name] => mutate::run(root, Some(name)),
+        ["mutate"] => mutate::run(root, &[]),
+        ["mutate", "--only", names @ ..] if !names.is_empty() => mutate::run(root, names),
         [] | ["help" | "--help" | "-h"] => {
             process::report(USAGE);
             Ok(())

@@ -3,6 +3,7 @@
 //! A row that cannot be used is an error with file and line; nothing is dropped silently. Must not know models or
 //! chat templates.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,9 @@ pub enum DatasetError {
     #[error(transparent)]
     Rows(#[from] RowError),
     /// A row has not the field that the template names.
-    #[error("{path}, {place}: the field {field:?} of the template is missing or not text; the row has {present}")]
+    #[error(
+        "{path}, {place}: the field {field:?} of the template is missing, or neither text nor a number; the row has {present}"
+    )]
     Field {
         /// The file.
         path: PathBuf,
@@ -166,7 +169,7 @@ fn prompt(path: &Path, Row { place, fields }: Row, template: &Template) -> Resul
         field: field.to_owned(),
         present: names(&fields),
     })?;
-    let category = category.and_then(|field| text_of(&fields, field)).map(str::to_owned);
+    let category = category.and_then(|field| text_of(&fields, field)).map(Cow::into_owned);
     Ok(DatasetPrompt { text, category, place })
 }
 
@@ -175,22 +178,27 @@ fn names(fields: &Map<String, Value>) -> String {
     names.join(", ")
 }
 
-/// The text of a field; of a list, its first element.
-pub(crate) fn text_of<'a>(fields: &'a Map<String, Value>, field: &str) -> Option<&'a str> {
-    match fields.get(field)? {
-        Value::Array(elements) => elements.first()?.as_str(),
-        value => value.as_str(),
+/// The text of a field: a text, or a number as the file writes it; of a list, its first element.
+pub(crate) fn text_of<'a>(fields: &'a Map<String, Value>, field: &str) -> Option<Cow<'a, str>> {
+    let value = match fields.get(field)? {
+        Value::Array(elements) => elements.first()?,
+        value => value,
+    };
+    match value {
+        Value::String(text) => Some(Cow::Borrowed(text)),
+        Value::Number(number) => Some(Cow::Owned(number.to_string())),
+        _ => None,
     }
 }
 
 /// The text of a template for a row.
 ///
 /// # Errors
-/// The first field that the row has not, or not as text.
+/// The first field that the row has not, or not as text or number.
 pub(crate) fn fill<'a>(pieces: &'a [Piece], fields: &Map<String, Value>) -> Result<String, &'a str> {
     pieces.iter().try_fold(String::new(), |text, piece| match piece {
         Piece::Text(literal) => Ok(text + literal),
-        Piece::Field(field) => Ok(text + text_of(fields, field).ok_or(field.as_str())?),
+        Piece::Field(field) => Ok(text + &text_of(fields, field).ok_or(field.as_str())?),
     })
 }
 

@@ -37,11 +37,11 @@ impl RowTexts for TaskRows {
     fn prompt_and_completion(&self, row: &Map<String, Value>) -> Result<[String; 2], String> {
         let missing = |field: &str| {
             let present: Vec<&str> = row.keys().map(String::as_str).collect();
-            format!("the field `{field}` is missing or not text; the row has {}", present.join(", "))
+            format!("the field `{field}` is missing, or neither text nor a number; the row has {}", present.join(", "))
         };
         let prompt = fill(&self.pieces, row).map_err(missing)?;
         let completion = text_of(row, &self.completion_field).ok_or_else(|| missing(&self.completion_field))?;
-        Ok([prompt, completion.to_owned()])
+        Ok([prompt, completion.into_owned()])
     }
 
     fn description(&self) -> String {
@@ -70,6 +70,8 @@ mod tests {
             let [prompt, completion] = read(&rows, row).unwrap();
             assert!(prompt.ends_with(ending) && completion == expected, "{name}: {prompt:?} {completion:?}");
         }
+        let numbers = TaskRows::new("{id}. {x}", "sum").unwrap();
+        assert_eq!(read(&numbers, r#"{"id": 7, "x": [0.5], "sum": -12}"#).unwrap(), ["7. 0.5", "-12"]);
         assert_eq!(TaskRows::of_task(task("prompts").unwrap(), None), None);
         let rows = TaskRows::of_task(task("prompts").unwrap(), Some("answer")).unwrap();
         assert_eq!(read(&rows, r#"{"prompt": "p", "answer": "a"}"#).unwrap(), ["p", "a"]);

@@ -19,6 +19,9 @@ const SAMPLE_AND_MATCH: &str = "crates/forestream-decode/src/acceptance/sample_a
 const WALK: &str = "crates/forestream-decode/src/acceptance/walk.rs";
 const BATCH: &str = "crates/forestream-model/src/cpu/batch.rs";
 const KV_CACHE: &str = "crates/forestream-model/src/kv_cache.rs";
+const STREAMS: &str = "crates/forestream-model/src/cpu/streams.rs";
+const EARLY_EXIT: &str = "crates/forestream-model/src/cpu/early_exit.rs";
+const STREAMING: &str = "crates/forestream-decode/src/strategies/streaming.rs";
 
 pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
@@ -85,5 +88,82 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: BATCH,
         healthy: "committed + row.tree.depth(node)",
         broken: "committed + node.index()",
+    },
+    Mutation {
+        name: "first-embedding",
+        what: "all streams start with the embedding of the first",
+        file: STREAMS,
+        healthy: "&embeddings[index * width..][..width]",
+        broken: "&embeddings[index * 0..][..width]",
+    },
+    Mutation {
+        name: "one-next-token",
+        what: "the streams of all sequences are told the token that the first one emitted",
+        file: STREAMS,
+        healthy: "anchors[index].next_token",
+        broken: "anchors[index * 0].next_token",
+    },
+    Mutation {
+        name: "one-parent",
+        what: "all parents get the proposals of the first",
+        file: STREAMS,
+        healthy: "|index| parents[index])",
+        broken: "|index| parents[index * 0])",
+    },
+    Mutation {
+        name: "stream-without-itself",
+        what: "a stream of the fused pass sees the streams below it and not itself",
+        file: BATCH,
+        healthy: "visible.num_scattered += stream + 1;",
+        broken: "visible.num_scattered += stream;",
+    },
+    Mutation {
+        name: "stream-position",
+        what: "the streams of a position are all rotated to the one after it",
+        file: BATCH,
+        healthy: "committed + 1 + stream)",
+        broken: "committed + 1 + 0 * stream)",
+    },
+    Mutation {
+        name: "ended-position",
+        what: "a row that goes on takes the position of the row whose place it takes",
+        file: BATCH,
+        healthy: "self.positions[to] = self.positions[from];",
+        broken: "self.positions[to] = self.positions[from.min(to)];",
+    },
+    Mutation {
+        name: "ended-visible",
+        what: "a row that goes on sees what the row whose place it takes saw",
+        file: BATCH,
+        healthy: "self.visible[to] = self.visible[from];",
+        broken: "self.visible[to] = self.visible[from.min(to)];",
+    },
+    Mutation {
+        name: "exit-of-another",
+        what: "the early exit of a node reads the guess of the root",
+        file: EARLY_EXIT,
+        healthy: "Some((self.logits[index * width + column] - self.log_sums[index]).exp())",
+        broken: "Some((self.logits[column] - self.log_sums[index]).exp())",
+    },
+    Mutation {
+        name: "fused-root",
+        what: "after a fused pass the next draft comes from the streams of the root, not of the accepted node",
+        file: STREAMING,
+        healthy: "map(|index| index * num_streams)",
+        broken: "map(|index| index * 0 * num_streams)",
+    },
+    Mutation {
+        name: "stale-boundary",
+        what: "the next draft starts from the state of the round's first node, not of the accepted one",
+        file: STREAMING,
+        healthy: "let row = round.hidden.row_of(round.sequence_index, last);",
+        broken: "let row = round.hidden.row_of(round.sequence_index, round.path[0]);",
+    },
+    Mutation {
+        name: "one-calibration",
+        what: "all depths use the calibration of the first",
+        file: STREAMING,
+        healthy: "calibration.get(stream_index)",
+        broken: "calibration.get(stream_index * 0)",
     },
 ];

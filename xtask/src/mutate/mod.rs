@@ -22,13 +22,14 @@ const TABLE_PAGE: &str = "docs/testing.md";
 const TABLE_START: &str = "<!-- planted bugs: written by cargo xtask mutate -->\n";
 const TABLE_END: &str = "<!-- end of planted bugs -->";
 
-/// Plants every bug (or the one named `only`) and writes the table.
+/// Plants every bug (or those named in `only`) and writes their rows of the table.
 ///
 /// # Errors
 /// If the tests fail without a bug, a bug cannot be planted, or a bug goes unnoticed.
-pub(crate) fn run(root: &Path, only: Option<&str>) -> Result<()> {
-    let wanted: Vec<&Mutation> = MUTATIONS.iter().filter(|bug| only.is_none_or(|name| name == bug.name)).collect();
-    ensure!(!wanted.is_empty(), "no planted bug has this name; there are {}", names());
+pub(crate) fn run(root: &Path, only: &[&str]) -> Result<()> {
+    let unknown = only.iter().find(|name| MUTATIONS.iter().all(|bug| bug.name != **name));
+    ensure!(unknown.is_none(), "no planted bug is named `{}`; there are {}", unknown.unwrap_or(&""), names());
+    let wanted: Vec<&Mutation> = MUTATIONS.iter().filter(|bug| only.is_empty() || only.contains(&bug.name)).collect();
     let copy = copy_workspace(root)?;
     report("mutate: the tests without a bug");
     let unchanged = test_run::run(&copy)?;
@@ -40,9 +41,7 @@ pub(crate) fn run(root: &Path, only: Option<&str>) -> Result<()> {
         report(&format!("  {outcome}"));
         outcomes.push((bug, outcome));
     }
-    if only.is_none() {
-        write_table(root, &outcomes)?;
-    }
+    write_table(root, &outcomes)?;
     let unnoticed: Vec<&str> =
         outcomes.iter().filter(|(_, outcome)| !outcome.is_noticed()).map(|(bug, _)| bug.name).collect();
     if !unnoticed.is_empty() {
@@ -99,25 +98,31 @@ fn planted(healthy: &str, bug: &Mutation) -> Result<String> {
 fn write_table(root: &Path, outcomes: &[(&Mutation, Outcome)]) -> Result<()> {
     let page = root.join(TABLE_PAGE);
     let text = fs::read_to_string(&page)?;
-    fs::write(&page, with_table(&text, &table(outcomes))?)?;
+    fs::write(&page, with_table(&text, |old| table(outcomes, old))?)?;
     report(&format!("mutate: the table is in {TABLE_PAGE}"));
     Ok(())
 }
 
-fn table(outcomes: &[(&Mutation, Outcome)]) -> String {
+/// The rows of all bugs in their order: of those that ran now, and what `old` says of the others.
+fn table(outcomes: &[(&Mutation, Outcome)], old: &str) -> String {
     let mut table = String::from("\n| bug | planted in | noticed by (failed tests) |\n|---|---|---|\n");
-    for (bug, outcome) in outcomes {
-        let _ = writeln!(table, "| {} | `{}` | {} |", bug.what, bug.file, outcome.summary());
+    for bug in MUTATIONS {
+        let start = format!("| {} | `{}` |", bug.what, bug.file);
+        if let Some((_, outcome)) = outcomes.iter().find(|(run, _)| run.name == bug.name) {
+            let _ = writeln!(table, "{start} {} |", outcome.summary());
+        } else if let Some(row) = old.lines().find(|row| row.starts_with(&start)) {
+            let _ = writeln!(table, "{row}");
+        }
     }
     table.push('\n');
     table
 }
 
-/// The page with whatever stood between the marks replaced.
-fn with_table(page: &str, table: &str) -> Result<String> {
+/// The page with what stands between the marks replaced by what `table` makes of it.
+fn with_table(page: &str, table: impl FnOnce(&str) -> String) -> Result<String> {
     let start = page.find(TABLE_START).context("the table's first mark is missing")? + TABLE_START.len();
     let end = start + page[start..].find(TABLE_END).context("the table's last mark is missing")?;
-    Ok(format!("{}{table}{}", &page[..start], &page[end..]))
+    Ok(format!("{}{}{}", &page[..start], table(&page[start..end]), &page[end..]))
 }
 
 #[cfg(test)]
@@ -143,11 +148,15 @@ mod tests {
     }
 
     #[test]
-    fn the_table_replaces_what_stood_between_the_marks() {
-        let page = format!("before\n{TABLE_START}old\n{TABLE_END}\nafter\n");
-        let table = table(&[(&BUG, Outcome::Passed)]);
-        let expected = "before\n<!-- planted bugs: written by cargo xtask mutate -->\n\n| bug | planted in | noticed by (failed tests) |\n\
-                        |---|---|---|\n| a bug | `a.rs` | **nothing** |\n\n<!-- end of planted bugs -->\nafter\n";
-        assert_eq!(with_table(&page, &table).unwrap(), expected);
+    fn the_table_keeps_the_rows_of_bugs_that_did_not_run() {
+        let row = |bug: &Mutation, said: &str| format!("| {} | `{}` | {said} |\n", bug.what, bug.file);
+        let [first, second] = [&MUTATIONS[0], &MUTATIONS[1]];
+        let old =
+            row(first, "a test (1)") + &row(second, "another (2)") + "| a bug that is gone | `x.rs` | a test (1) |\n";
+        let page = format!("before\n{TABLE_START}{old}{TABLE_END}\nafter\n");
+        let page = with_table(&page, |old| table(&[(second, Outcome::Passed)], old)).unwrap();
+        let head = "\n| bug | planted in | noticed by (failed tests) |\n|---|---|---|\n";
+        let rows = row(first, "a test (1)") + &row(second, "**nothing**");
+        assert_eq!(page, format!("before\n{TABLE_START}{head}{rows}\n{TABLE_END}\nafter\n"));
     }
 }
