@@ -34,6 +34,8 @@ pub struct SequenceOptions {
     pub sampling: SamplingSettings,
     /// The most tokens to emit.
     pub max_tokens: usize,
+    /// Before so many tokens no stop token is drawn.
+    pub min_tokens: usize,
     /// Tokens that end the text; the one that does is emitted.
     pub stop_tokens: Vec<TokenId>,
     /// The greatest depth of a draft.
@@ -47,6 +49,7 @@ impl Default for SequenceOptions {
         Self {
             sampling: SamplingSettings::default(),
             max_tokens: usize::MAX,
+            min_tokens: 0,
             stop_tokens: Vec::new(),
             max_draft_depth: usize::MAX,
             acceptance: Box::new(SampleAndMatch),
@@ -108,6 +111,10 @@ impl Sequence {
         let mut named = prompt.iter().map(|&token| ("the prompt", token)).chain(biased);
         if let Some((place, token)) = named.find(|&(_, token)| token as usize >= vocab_size) {
             return Err(DecodeError::TokenOutOfRange { place, token, vocab_size });
+        }
+        if options.min_tokens > options.max_tokens {
+            let (field, value) = ("min_tokens", options.min_tokens as f64);
+            return Err(DecodeError::Setting { field, value, expected: "at most max_tokens" });
         }
         // The last prompt token runs in any case: its hidden state decides the first answer token.
         let shared = cache.tokens().iter().zip(&prompt[..prompt_tokens - 1]).take_while(|(a, b)| a == b).count();
@@ -303,7 +310,11 @@ impl Sequence {
         if self.will_emit() {
             let (draft, cache) = (&self.draft, &mut self.cache);
             self.drafter.inspect(UnverifiedPass { target, draft, hidden, sequence_index, cache })?;
-            let stop = Stop { tokens: &self.options.stop_tokens, max_len: self.max_len() };
+            let stop = Stop {
+                tokens: &self.options.stop_tokens,
+                min_len: self.prompt_len.saturating_add(self.options.min_tokens),
+                max_len: self.max_len(),
+            };
             self.options.acceptance.walk(&mut Walk {
                 draft: &self.draft,
                 logits,

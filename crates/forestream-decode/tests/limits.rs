@@ -11,7 +11,9 @@ use forestream_decode::{
     SequenceOptions,
 };
 use forestream_model::{Model, ModelError, TokenId};
-use support::{assert_counts, budgets, drafter, ids, model, options, oracle, plain, prompt, samplings, sequence};
+use support::{
+    MAX_TOKENS, assert_counts, budgets, drafter, ids, model, options, oracle, plain, prompt, samplings, sequence,
+};
 
 #[test]
 fn a_stop_token_ends_the_text_in_the_middle_of_a_draft() {
@@ -40,6 +42,30 @@ fn a_stop_token_ends_the_text_in_the_middle_of_a_draft() {
                 "16 tokens a round, the stop token in mid draft"
             );
         }
+    }
+}
+
+#[test]
+fn no_stop_token_is_drawn_before_min_tokens() {
+    let model = model();
+    for sampling in samplings() {
+        let prompt = prompt(3);
+        let stop_token = plain(&model, &prompt, &sampling)[4];
+        let answer = |min_tokens: usize, names: &str, budget: Budget| {
+            let options = SequenceOptions { min_tokens, stop_tokens: vec![1000, stop_token], ..options(&sampling) };
+            ids(&mut Generation::new(&model, sequence(&model, &prompt, drafter(names), options), budget))
+        };
+        for min_tokens in [0, 1, 5, 20, MAX_TOKENS] {
+            let expected = answer(min_tokens, "none", Budget::Fixed(1));
+            let end = expected.iter().position(|&token| token == stop_token);
+            assert!(end.is_none_or(|end| end >= min_tokens && end + 1 == expected.len()), "{end:?}");
+            assert_eq!(expected.len() == MAX_TOKENS, end.is_none_or(|end| end + 1 == MAX_TOKENS));
+            for budget in budgets() {
+                assert_eq!(answer(min_tokens, "ngram", budget), expected);
+            }
+        }
+        assert!(answer(0, "none", Budget::Fixed(1)).len() <= 5);
+        assert!(answer(6, "none", Budget::Fixed(1)).len() > 6);
     }
 }
 
@@ -119,6 +145,9 @@ fn bad_requests_are_refused_with_a_reason() {
         (build(&[1], SamplingSettings { logit_bias: vec![(99, 1.0)], ..settings() }), "logit_bias names token id 99"),
         (build(&[1], SamplingSettings { top_p: 0.0, ..settings() }), "top_p is 0, it must be above 0 and at most 1"),
     ];
+    let reversed = SequenceOptions { min_tokens: 3, max_tokens: 2, ..SequenceOptions::default() };
+    let error = Sequence::new(model.config(), &[1], model.new_cache(8), drafter("none"), reversed).err().unwrap();
+    assert_eq!(error.to_string(), "min_tokens is 3, it must be at most max_tokens");
     for (message, expected) in cases {
         assert!(message.contains(expected), "{message}");
     }

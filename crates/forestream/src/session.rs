@@ -21,6 +21,8 @@ pub struct GenerateOptions {
     pub sampling: SamplingSettings,
     /// Most tokens; `None` goes on until the model stops or the context is full.
     pub max_tokens: Option<usize>,
+    /// Before so many tokens the model's stop tokens are not drawn.
+    pub min_tokens: usize,
     /// Texts at which the answer ends; they are not part of it.
     pub stop: Vec<String>,
     /// Whether the model's own stop tokens end the answer.
@@ -51,6 +53,7 @@ impl GenerateOptions {
         Self {
             sampling,
             max_tokens: None,
+            min_tokens: 0,
             stop: Vec::new(),
             at_stop_token: AtStopToken::Stop,
             strategy: AUTO.to_owned(),
@@ -146,6 +149,7 @@ impl<'e> Session<'e> {
         let sequence_options = SequenceOptions {
             sampling: options.sampling.clone(),
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
+            min_tokens: options.min_tokens,
             stop_tokens,
             max_draft_depth: options.max_draft_depth.unwrap_or(usize::MAX),
             ..SequenceOptions::default()

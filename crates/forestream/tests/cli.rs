@@ -39,7 +39,7 @@ fn generate_has_the_flags_that_other_tools_have() {
     let flags = "--model --prompt --file --max-tokens --ctx-size --temp --top-k --top-p --min-p --typical --seed --stop \
                  --repeat-penalty --presence-penalty --frequency-penalty --repeat-last-n --logit-bias --threads \
                  --spec-type --spec-draft-n-max --spec-tree-max-tokens --chat-template --chat-template-file \
-                 --chat-template-kwargs --quantize --offline --ignore-eos --verify-lossless --trace --output --raw --system";
+                 --chat-template-kwargs --quantize --offline --ignore-eos --min-tokens --verify-lossless --trace --output --raw --system";
     for flag in flags.split_whitespace() {
         assert!(help.contains(flag), "{flag} is not in the help");
     }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use crate::process::command;
 
-/// The crates that hold the promise of exactness.
-const PACKAGES: &[&str] = &["forestream-decode", "forestream-model"];
+/// The crates that hold the promise of exactness, and the one that holds streams to what was trained.
+const PACKAGES: &[&str] = &["forestream-decode", "forestream-model", "forestream-burn"];
 
 /// A planted bug may make a loop endless. In seconds.
 const TIME_LIMIT: &str = "900";

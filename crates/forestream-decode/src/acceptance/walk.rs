@@ -30,8 +30,23 @@ pub struct Walk<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stop<'a> {
     pub(crate) tokens: &'a [TokenId],
+    /// No stop token is drawn before so many tokens, prompt included.
+    pub(crate) min_len: usize,
     /// The most tokens, prompt included.
     pub(crate) max_len: usize,
+}
+
+impl Stop<'_> {
+    /// Bans the stop tokens where the text, of `len` tokens so far, is not to end.
+    fn withhold(&self, len: usize, logits: &mut [f32]) {
+        if len < self.min_len {
+            for &token in self.tokens {
+                if let Some(logit) = logits.get_mut(token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
 }
 
 impl Walk<'_> {
@@ -65,6 +80,7 @@ impl Walk<'_> {
     pub fn distribution(&mut self) -> Result<&mut Distribution, DecodeError> {
         let row = self.hidden.row_of(self.sequence_index, self.node()).expect("verified nodes have logits");
         let logits = &mut self.logits[row * self.vocab_size..][..self.vocab_size];
+        self.stop.withhold(self.tokens.len(), logits);
         self.sampler.distribution(logits, self.tokens)
     }
 

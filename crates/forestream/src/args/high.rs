@@ -54,6 +54,7 @@ pub(crate) fn sampling(args: &SamplingArgs, defaults: &SamplingSettings) -> Samp
 pub(crate) fn generate_options(length: &LengthArgs, spec: &SpecArgs, sampling: SamplingSettings) -> GenerateOptions {
     GenerateOptions {
         max_tokens: usize::try_from(length.max_tokens).ok(), // -1: no limit
+        min_tokens: length.min_tokens,
         stop: length.stop.clone(),
         at_stop_token: if length.ignore_eos { AtStopToken::GoOn } else { AtStopToken::Stop },
         ..drafting(&spec.budget, strategy(&spec.spec_type), sampling)

@@ -225,6 +225,9 @@ pub(crate) struct LengthArgs {
     #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N",
           allow_negative_numbers = true, default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..))]
     pub(crate) max_tokens: i64,
+    /// Do not let the model stop before so many tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) min_tokens: usize,
     /// Stop at this text; may be repeated
     #[arg(short = 'r', long, alias = "reverse-prompt", value_name = "TEXT")]
     pub(crate) stop: Vec<String>,

@@ -153,6 +153,7 @@ fn verify(engine: &Engine, prompt: &[TokenId], options: &GenerateOptions, report
     let plain = GenerateOptions {
         strategy: "none".to_owned(),
         max_tokens: Some(report.token_ids.len()), // as far as an interrupted answer came
+        min_tokens: options.min_tokens.min(report.token_ids.len()),
         ..options.clone()
     };
     interrupt::clear();
