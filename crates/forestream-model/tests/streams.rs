@@ -94,12 +94,18 @@ fn read(model: &CpuModel, text: &[TokenId]) -> (KvCache, Vec<f32>) {
 
 /// States of the first `num_streams` streams behind each of `texts`, all in one pass.
 fn states(model: &CpuModel, texts: &[&[TokenId]], num_streams: usize) -> Vec<Vec<f32>> {
-    let mut read: Vec<_> = texts.iter().map(|text| read(model, text)).collect();
+    let texts: Vec<_> = texts.iter().map(|&text| (text, NEXT)).collect();
+    states_before(model, &texts, num_streams)
+}
+
+/// The same, each text with the token that was emitted after it.
+fn states_before(model: &CpuModel, texts: &[(&[TokenId], TokenId)], num_streams: usize) -> Vec<Vec<f32>> {
+    let mut read: Vec<_> = texts.iter().map(|(text, _)| read(model, text)).collect();
     let chain = TokenTree::chain(&vec![0; num_streams]);
     let (mut rows, mut anchors) = (Vec::new(), Vec::new());
-    for (cache, boundary) in &mut read {
+    for ((cache, boundary), &(_, next_token)) in read.iter_mut().zip(texts) {
         rows.push(Row { tree: &chain, cache, outputs: Outputs::All });
-        anchors.push(Anchor { boundary, next_token: NEXT });
+        anchors.push(Anchor { boundary, next_token });
     }
     let mut hidden = Hidden::new();
     model.run(&mut rows, &anchors, &mut hidden).unwrap();
@@ -358,6 +364,15 @@ fn fused_streams_leave_the_tree_to_be_committed() {
         hidden.state(0).to_vec()
     };
     assert_eq!(after(true), after(false));
+}
+
+#[test]
+fn each_sequence_is_told_its_own_next_token() {
+    let model = model("tiny-llama", 4, 2, 0.5, LoadOptions::default());
+    let texts: [(&[TokenId], TokenId); 3] = [(&TEXT, NEXT), (&TEXT, NEXT + 1), (&TEXT[..5], NEXT + 2)];
+    let together = states_before(&model, &texts, 4);
+    assert_eq!(together, texts.map(|text| states_before(&model, &[text], 4)).concat());
+    assert_ne!(together[..4], together[4..8], "the same text before another token");
 }
 
 #[test]
