@@ -27,6 +27,8 @@ const SHAPE: CacheShape = CacheShape { num_layers: 2, num_kv_heads: 2, head_dim:
 const BASE: usize = 1024;
 /// Four 16-bit pieces of each of two hashes.
 const HIDDEN_SIZE: usize = 8;
+/// How much of a stream's logits its own state decides: a draft from another state is another one.
+const OPINION: f32 = 1.0;
 
 /// What a prefix of the text comes down to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -292,6 +294,10 @@ impl Streams for FakeModel {
             }
         }
         states.reset(rows, HIDDEN_SIZE);
+        let starts = rows.iter().zip(anchors).flat_map(|(row, anchor)| row.tree.node_ids().map(|_| anchor.boundary));
+        for (state, boundary) in states.states_mut().chunks_exact_mut(HIDDEN_SIZE).zip(starts) {
+            state.copy_from_slice(boundary);
+        }
         Ok(())
     }
 
@@ -309,12 +315,20 @@ impl Streams for FakeModel {
             write_slot(row.cache, slot, 1, 999); // nobody may read this later
         }
         states.resize(3 * nodes.len(), HIDDEN_SIZE);
+        for (state, node) in states.states_mut().chunks_exact_mut(3 * HIDDEN_SIZE).zip(nodes) {
+            let boundary = hidden.row_of(sequence_index, *node).and_then(|row| hidden.boundary(row));
+            let boundary = boundary.expect("the pass left the states of all nodes");
+            state.chunks_exact_mut(HIDDEN_SIZE).for_each(|state| state.copy_from_slice(boundary));
+        }
         Ok(())
     }
 
-    fn stream_logits(&self, _states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
+    fn stream_logits(&self, states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
         logits.clear();
-        logits.resize(rows.len() * self.draft_vocabulary.len(), 0.0);
+        for row in rows {
+            let hash = states.state(row)[4..].iter().fold(0, |hash, &piece| (hash << 16) | piece as u64);
+            logits.extend(self.draft_vocabulary.iter().map(|token| OPINION * leaning(hash, *token)));
+        }
     }
 
     fn parent_logits(&self, parents: &[TokenId], logits: &mut Vec<f32>) {
