@@ -135,6 +135,11 @@ fn recent(before_last: TokenId, last: TokenId) -> u64 {
     mix((u64::from(before_last % 2) << 32) | u64::from(last))
 }
 
+/// The second hash of a state.
+fn hash_of_boundary(state: &[f32]) -> u64 {
+    state[4..].iter().fold(0, |hash, &piece| (hash << 16) | piece as u64)
+}
+
 /// How much a text that ends in these tokens leans to `token`.
 fn leaning(recent: u64, token: TokenId) -> f32 {
     unit(recent.wrapping_add(u64::from(token) * 0x9e37)).powi(3)
@@ -268,7 +273,7 @@ impl Model for FakeModel {
     }
 }
 
-/// Streams that know the concrete parent, but of the token before it only whether it was even.
+/// Streams that know the concrete parent, and lean a little to what the state says that they start from.
 impl Streams for FakeModel {
     fn adapter(&self) -> &AdapterConfig {
         &self.adapter
@@ -286,8 +291,11 @@ impl Streams for FakeModel {
         for (row, anchor) in rows.iter_mut().zip(anchors) {
             let (last, len) = (*row.cache.tokens().last().expect("streams follow a committed token"), row.cache.len());
             let expected = recent(row.cache.tokens().get(len.wrapping_sub(2)).copied().unwrap_or(0), last);
-            let got = anchor.boundary[4..].iter().fold(0, |hash, &piece| (hash << 16) | piece as u64);
-            assert_eq!(got, expected, "the boundary state is that of the last committed token");
+            assert_eq!(
+                hash_of_boundary(anchor.boundary),
+                expected,
+                "the boundary state is that of the last committed token"
+            );
             row.cache.reserve(row.tree)?;
             for node in row.tree.node_ids() {
                 write_slot(row.cache, len + node.index(), anchor.next_token, 999); // nobody may read this later
@@ -326,7 +334,7 @@ impl Streams for FakeModel {
     fn stream_logits(&self, states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
         logits.clear();
         for row in rows {
-            let hash = states.state(row)[4..].iter().fold(0, |hash, &piece| (hash << 16) | piece as u64);
+            let hash = hash_of_boundary(states.state(row));
             logits.extend(self.draft_vocabulary.iter().map(|token| OPINION * leaning(hash, *token)));
         }
     }
