@@ -16,7 +16,7 @@ use crate::rows::{Row, RowError, RowFile};
 const DISTILL_MARK: &str = "forestream_distill";
 
 /// A text of which the second part is to be foreseen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Example {
     /// What the model reads.
     pub prompt: Vec<TokenId>,

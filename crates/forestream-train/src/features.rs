@@ -1,8 +1,8 @@
 //! What trained rows read of the frozen model: boundary states, and where main rows stay as they are, their keys and
 //! values in the layers with streams.
 //!
-//! Computed by the fast engine when a step needs them; nothing goes to the disk. Source: Speculative
-//! Streaming (arXiv 2402.11131), appendix C: segment attention.
+//! Computed by the fast engine when a step first needs them and kept for later epochs as far as memory allows; nothing goes
+//! to the disk. Source: Speculative Streaming (arXiv 2402.11131), appendix C: segment attention.
 
 use std::ops::Range;
 
@@ -12,10 +12,12 @@ use forestream_model::{
     BLOCK_LEN, Checkpoint, CpuModel, DecoderConfig, Hidden, KvCache, LoadOptions, Model, ModelError, NodeId, Outputs,
     Row, TokenId, TokenTree,
 };
+use half::f16;
 
 use crate::data::Example;
 use crate::objective::softmax;
 use crate::targets::Teacher;
+use crate::trace_memory::{LayerTrace, Trace, TraceMemory};
 
 /// Tokens of a pass.
 const PASS_LEN: usize = 256;
@@ -33,6 +35,8 @@ pub(crate) struct FeatureExtractor {
     last: Option<KvCache>,
     /// The boundary states of the last text from its first position on, where all positions are asked for.
     last_boundary: Vec<f32>,
+    /// What earlier epochs computed.
+    memory: TraceMemory,
 }
 
 /// Consecutive positions of an example.
@@ -41,18 +45,8 @@ pub(crate) struct Stretch {
     pub(crate) teacher: Option<Teacher>,
 }
 
-/// What a text leaves in the frozen model.
-struct Trace {
-    /// States before the first trained layer, from some position on.
-    boundary: Vec<f32>,
-    /// The model's distributions over the taught tokens, of the same positions and one more.
-    probabilities: Vec<f32>,
-    /// Keys and values of all positions.
-    cache: KvCache,
-}
-
 impl FeatureExtractor {
-    /// Loads the frozen model; layers from `first_layer` on are trained.
+    /// Loads the frozen model; layers from `first_layer` on are trained. Nothing is kept for later epochs.
     ///
     /// # Errors
     /// As [`CpuModel::load`].
@@ -64,7 +58,13 @@ impl FeatureExtractor {
     ) -> Result<Self, ModelError> {
         let mut model = CpuModel::load(checkpoint, options)?;
         model.keep_boundary(first_layer);
-        Ok(Self { model, first_layer, num_streams, taught: None, last: None, last_boundary: Vec::new() })
+        let memory = TraceMemory::new(0);
+        Ok(Self { model, first_layer, num_streams, taught: None, last: None, last_boundary: Vec::new(), memory })
+    }
+
+    /// Keeps what is computed for later epochs, up to `max_bytes`.
+    pub(crate) fn remember(&mut self, max_bytes: usize) {
+        self.memory = TraceMemory::new(max_bytes);
     }
 
     /// Takes the model that `adapter` makes of the base instead.
@@ -95,7 +95,14 @@ impl FeatureExtractor {
         let text = example.text();
         let first = example.prompt.len() - 1;
         let end = first + example.num_positions();
-        let trace = self.run(&text[..end + usize::from(self.taught.is_some())], first)?;
+        let trace = match self.memory.get(example) {
+            Some(trace) => trace,
+            None => {
+                let text = &text[..end + usize::from(self.taught.is_some())];
+                let trace = self.run(text, first, end)?;
+                self.memory.keep(example, trace)
+            }
+        };
         let starts = (first..end).step_by(SEGMENT_LEN);
         let stretch = |start: usize| {
             let positions = start..(start + SEGMENT_LEN).min(end);
@@ -104,9 +111,7 @@ impl FeatureExtractor {
                 segment: self.segment(&text, &trace, first, positions),
             }
         };
-        let stretches = starts.map(stretch).collect();
-        self.last = Some(trace.cache);
-        Ok(stretches)
+        Ok(starts.map(stretch).collect())
     }
 
     /// All positions of an example that have targets, for a pass in which main rows are trained too.
@@ -119,18 +124,23 @@ impl FeatureExtractor {
         let streams = first..first + example.num_positions();
         let num_tokens = streams.end + self.num_streams;
         let read = &text[..text.len() - 1];
-        let shared = self.shared_len(&read[..read.len() - 1]);
-        let trace = self.run(read, shared)?;
-        self.last_boundary.truncate(shared * self.config().hidden_size);
-        self.last_boundary.extend(trace.boundary);
-        self.last = Some(trace.cache);
-        let boundary = self.last_boundary.clone();
+        let trace = match self.memory.get(example) {
+            Some(trace) => trace,
+            None => {
+                let shared = self.shared_len(&read[..read.len() - 1]);
+                let added = self.run(read, shared, 0)?;
+                self.last_boundary.truncate(shared * self.config().hidden_size);
+                self.last_boundary.extend(&added.boundary);
+                self.memory.keep(example, Trace { boundary: self.last_boundary.clone(), ..added })
+            }
+        };
+        let boundary = trace.boundary.clone();
         let tokens = text[1..].iter().copied().chain(std::iter::repeat(0)).take(num_tokens).collect();
         Ok(JointText { boundary, tokens, main: first..read.len(), streams })
     }
 
-    /// Runs `text` and keeps the boundary states from position `first` on.
-    fn run(&self, text: &[TokenId], first: usize) -> Result<Trace, ModelError> {
+    /// Runs `text` and takes the boundary states from position `first` on, and the keys and values of `context` positions.
+    fn run(&mut self, text: &[TokenId], first: usize, context: usize) -> Result<Trace, ModelError> {
         let mut cache = self.cache_for(&text[..first]);
         let (mut hidden, mut boundary, mut probabilities) = (Hidden::new(), Vec::new(), Vec::new());
         let (before, kept) = (&text[cache.len()..first], &text[first..]);
@@ -147,7 +157,10 @@ impl FeatureExtractor {
                 self.add_probabilities(&hidden, tokens, &mut probabilities);
             }
         }
-        Ok(Trace { boundary, probabilities, cache })
+        let layers = self.first_layer..self.config().num_hidden_layers;
+        let layers = layers.map(|layer| layer_trace(&cache, layer, context)).collect();
+        self.last = Some(cache);
+        Ok(Trace { boundary, probabilities, layers })
     }
 
     /// A cache that has what the last text shares with `prompt`.
@@ -186,8 +199,8 @@ impl FeatureExtractor {
 
     fn segment(&self, text: &[TokenId], trace: &Trace, first: usize, positions: Range<usize>) -> Segment {
         let width = self.config().hidden_size;
-        let layers = self.first_layer..self.config().num_hidden_layers;
-        let (keys, values) = layers.map(|layer| keys_and_values(&trace.cache, layer, positions.end)).unzip();
+        let context = trace.layers.iter().map(|layer| self.keys_and_values(layer, positions.end));
+        let (keys, values) = context.unzip();
         let num_tokens = positions.len() + self.num_streams;
         let tokens = text[positions.start + 1..].iter().copied().chain(std::iter::repeat(0)).take(num_tokens);
         Segment {
@@ -198,10 +211,19 @@ impl FeatureExtractor {
             values,
         }
     }
+    /// The first `len` keys and values of a layer, `[kv_heads, len, head_dim]` each.
+    fn keys_and_values(&self, layer: &LayerTrace, len: usize) -> (Vec<f32>, Vec<f32>) {
+        let heads = self.config().num_key_value_heads;
+        let first = |all: &[f16]| {
+            let of_head = all.chunks_exact(all.len() / heads);
+            of_head.flat_map(|head| &head[..len * self.config().head_dim]).map(|x| x.to_f32()).collect()
+        };
+        (first(&layer.keys), first(&layer.values))
+    }
 }
 
-/// The first `context` keys and values of a layer, `[kv_heads, context, head_dim]` each.
-fn keys_and_values(cache: &KvCache, layer: usize, context: usize) -> (Vec<f32>, Vec<f32>) {
+/// The first `context` keys and values of a layer.
+fn layer_trace(cache: &KvCache, layer: usize, context: usize) -> LayerTrace {
     let shape = cache.shape();
     let (heads, width) = (shape.num_kv_heads, shape.head_dim);
     let mut keys = Vec::with_capacity(heads * context * width);
@@ -211,10 +233,10 @@ fn keys_and_values(cache: &KvCache, layer: usize, context: usize) -> (Vec<f32>, 
             let (block_keys, block_values) = cache.block(start / BLOCK_LEN, layer, head);
             let len = BLOCK_LEN.min(context - start);
             for row in 0..len {
-                keys.extend((0..width).map(|channel| block_keys[channel * BLOCK_LEN + row].to_f32()));
+                keys.extend((0..width).map(|channel| block_keys[channel * BLOCK_LEN + row]));
             }
-            values.extend(block_values[..len * width].iter().map(|x| x.to_f32()));
+            values.extend(&block_values[..len * width]);
         }
     }
-    (keys, values)
+    LayerTrace { keys, values }
 }

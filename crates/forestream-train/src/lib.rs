@@ -24,6 +24,7 @@ mod schedule;
 mod settings;
 mod targets;
 mod tensorboard;
+mod trace_memory;
 mod trainer;
 mod workers;
 

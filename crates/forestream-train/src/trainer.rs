@@ -47,6 +47,9 @@ pub struct TrainJob<'a> {
     pub held_out: Dataset,
     /// How.
     pub settings: TrainSettings,
+    /// Bytes for what the frozen model computed of examples, so that later epochs need not compute it again. No result
+    /// depends on it.
+    pub trace_memory: usize,
     /// Directory of adapter, log and checkpoint.
     pub output: PathBuf,
     /// The adapter that makes the model of the base: its changes of main rows stay as they are.
@@ -131,6 +134,7 @@ impl Trainer {
         let num_streams = adapter.streams.num_streams;
         let workers = Workers::new(job.load_options.num_threads)?;
         let mut features = FeatureExtractor::load(job.base, base.first_layer(), num_streams, job.load_options)?;
+        features.remember(job.trace_memory);
         if let Some(fitted) = &job.fitted {
             if job.settings.joint.is_some() {
                 return Err(TrainError::setting("--adapter", "its model stays as it is; `joint` would change it"));

@@ -88,6 +88,7 @@ fn job<'a>(base: &'a Checkpoint, output: &Path, settings: TrainSettings) -> Trai
         training: counting("train.jsonl", 40),
         held_out: counting("dev.jsonl", 6),
         settings,
+        trace_memory: 1 << 30,
         output: output.to_owned(),
         fitted: None,
         initial: None,
@@ -299,6 +300,28 @@ fn check_resume(change: Change) {
         assert!(weights(&output) == weights(&whole), "adapters differ after a stop at {stop_after}");
         let lines = |output: &PathBuf| std::fs::read_to_string(output.join(LOG)).unwrap().lines().count();
         assert_eq!(lines(&output), lines(&whole));
+    }
+}
+
+#[test]
+fn what_is_kept_for_later_epochs_changes_nothing() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let distilled: Change<'_> = &|job| job.settings.objective = Objective::Kl;
+    let changes: [(&str, Change<'_>); 3] =
+        [("lossless", &|_| {}), ("kl", distilled), ("joint", &|job| make_joint(job))];
+    for (name, change) in changes {
+        let outputs = [0, 40_000, 1 << 30].map(|trace_memory| {
+            let output = directory.path().join(format!("{name}-{trace_memory}"));
+            let mut job = job(&base, &output, settings(12));
+            job.training.examples.truncate(10);
+            change(&mut job);
+            let mut watcher = Watcher::default();
+            Trainer::new(TrainJob { trace_memory, ..job }).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+            assert!(watcher.reports[11].epoch >= 2, "later epochs: {}", watcher.reports[11].epoch);
+            tensors(&output)
+        });
+        assert!(outputs[0] == outputs[1], "{name}: nothing and some");
+        assert!(outputs[0] == outputs[2], "{name}: nothing and everything");
     }
 }
 

@@ -48,6 +48,8 @@ pub struct TrainRequest {
     pub eval_split: f64,
     /// How to train.
     pub settings: TrainSettings,
+    /// Bytes for what the frozen model computed of rows, for later epochs.
+    pub trace_memory: usize,
     /// Directory of the adapter.
     pub output: PathBuf,
     /// An adapter of joint mode whose model gets the streams. Without another adapter to start from, they go on from its
@@ -137,6 +139,7 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         training,
         held_out,
         settings,
+        trace_memory: request.trace_memory,
         output,
         fitted,
         initial,

@@ -195,6 +195,9 @@ pub(crate) struct RunArgs {
     /// Steps between measurements on held-out rows
     #[arg(long, alias = "eval-every", value_name = "N", default_value_t = TrainSettings::default().eval_steps)]
     pub(crate) eval_steps: usize,
+    /// MiB for what the frozen model computed of rows, so that later epochs need not compute it again; 0 keeps nothing
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub(crate) cache_ram: usize,
     /// What the order of rows and fresh weights depend on
     #[arg(short, long, value_name = "N", default_value_t = TrainSettings::default().seed)]
     pub(crate) seed: u64,
@@ -285,6 +288,7 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
                 stream_loss_weight: args.main.stream_loss_weight,
             }),
         },
+        trace_memory: run.cache_ram.saturating_mul(1 << 20),
         output: args.output.clone(),
         adapter: args.model.adapter.clone(),
         early_exit_rank: args.streams.early_exit_rank,
