@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, AdapterConfig, Anchor, BaseModel, StreamConfig, StreamIdentity, StreamPosition, Streams,
-    TrainingMode,
+    ADAPTER_FORMAT_VERSION, AdapterConfig, Anchor, BaseModel, Calibration, StreamConfig, StreamIdentity,
+    StreamPosition, Streams, TrainingMode,
 };
 use forestream_model::{
     BLOCK_LEN, CacheShape, DecoderConfig, Hidden, KvCache, Model, ModelError, NodeId, Outputs, RopeConfig, RopeScaling,
@@ -84,6 +84,13 @@ impl FakeModel {
         let draft_vocabulary = (0..vocab_size as TokenId).rev().filter(|token| token % 5 != 4).collect();
         let adapter = adapter(&config);
         Self { config, sharpness, prefixes: Mutex::default(), num_passes, max_nodes, adapter, draft_vocabulary }
+    }
+
+    /// Rates proposals by the calibration of their depth.
+    #[must_use]
+    pub fn calibrated(mut self, calibration: Vec<Calibration>) -> Self {
+        self.adapter.calibration = calibration;
+        self
     }
 
     /// Passes so far.

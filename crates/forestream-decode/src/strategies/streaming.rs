@@ -318,6 +318,7 @@ fn probability(proposal: Proposal, log_sum: f32, calibration: Calibration) -> f3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::FakeModel;
 
     #[test]
     fn proposals_are_the_best_columns_of_the_sum() {
@@ -334,5 +335,31 @@ mod tests {
         added[3] = 20.0;
         find_proposals([&own, &added], MAX_CHILDREN, &mut sums, &mut proposals);
         assert_eq!(proposals[0].column, 3);
+    }
+
+    /// The probability of each token of a chain given the one before, by a model with this calibration of its depths.
+    fn probabilities_along_a_chain(calibration: Vec<Calibration>) -> Vec<f32> {
+        let model = FakeModel::new(40, 6.0).calibrated(calibration);
+        let tree = TreeShape::Static { top_k: 1 };
+        let mut drafter = Streaming::new(StreamingOptions { tree, ..StreamingOptions::default() });
+        drafter.stream_logits = vec![0.0; 3 * model.draft_vocabulary().len()];
+        drafter.parents = vec![Parent { node: NodeId::ROOT, token: 7, score: 1.0 }];
+        let mut draft = Draft::new(7);
+        (0..3).for_each(|stream_index| drafter.grow(&model, stream_index, 0.0, &mut draft));
+        let scores: Vec<f32> = draft.tree().node_ids().map(|node| draft.score(node)).collect();
+        scores.windows(2).map(|pair| pair[1] / pair[0]).collect()
+    }
+
+    #[test]
+    fn a_proposal_is_rated_by_the_calibration_of_its_depth() {
+        let calibration = [(0.9, -0.1), (0.5, 0.7), (1.4, -1.2)];
+        let calibration = calibration.map(|(slope, intercept)| Calibration { slope, intercept });
+        let own = probabilities_along_a_chain(Vec::new());
+        let rated = probabilities_along_a_chain(calibration.to_vec());
+        assert_eq!((own.len(), rated.len()), (3, 3));
+        for (depth, calibration) in calibration.into_iter().enumerate() {
+            let expected = calibration.apply(own[depth]);
+            assert!((rated[depth] - expected).abs() < 1e-5, "depth {depth}: {} for {expected}", rated[depth]);
+        }
     }
 }
