@@ -95,13 +95,12 @@ impl FeatureExtractor {
         let text = example.text();
         let first = example.prompt.len() - 1;
         let end = first + example.num_positions();
-        let trace = match self.memory.get(example) {
-            Some(trace) => trace,
-            None => {
-                let text = &text[..end + usize::from(self.taught.is_some())];
-                let trace = self.run(text, first, end)?;
-                self.memory.keep(example, trace)
-            }
+        let trace = if let Some(trace) = self.memory.get(example) {
+            trace
+        } else {
+            let text = &text[..end + usize::from(self.taught.is_some())];
+            let trace = self.run(text, first, end)?;
+            self.memory.keep(example, trace)
         };
         let starts = (first..end).step_by(SEGMENT_LEN);
         let stretch = |start: usize| {
@@ -124,15 +123,14 @@ impl FeatureExtractor {
         let streams = first..first + example.num_positions();
         let num_tokens = streams.end + self.num_streams;
         let read = &text[..text.len() - 1];
-        let trace = match self.memory.get(example) {
-            Some(trace) => trace,
-            None => {
-                let shared = self.shared_len(&read[..read.len() - 1]);
-                let added = self.run(read, shared, 0)?;
-                self.last_boundary.truncate(shared * self.config().hidden_size);
-                self.last_boundary.extend(&added.boundary);
-                self.memory.keep(example, Trace { boundary: self.last_boundary.clone(), ..added })
-            }
+        let trace = if let Some(trace) = self.memory.get(example) {
+            trace
+        } else {
+            let shared = self.shared_len(&read[..read.len() - 1]);
+            let added = self.run(read, shared, 0)?;
+            self.last_boundary.truncate(shared * self.config().hidden_size);
+            self.last_boundary.extend(&added.boundary);
+            self.memory.keep(example, Trace { boundary: self.last_boundary.clone(), ..added })
         };
         let boundary = trace.boundary.clone();
         let tokens = text[1..].iter().copied().chain(std::iter::repeat(0)).take(num_tokens).collect();
