@@ -22,7 +22,7 @@ use crate::trace_memory::{LayerTrace, Trace, TraceMemory};
 /// Tokens of a pass.
 const PASS_LEN: usize = 256;
 /// Positions of a segment: attention scores grow with segments times contexts.
-const SEGMENT_LEN: usize = 128;
+const SEGMENT_LEN: usize = 32;
 
 /// The frozen model, which makes segments of examples.
 pub(crate) struct FeatureExtractor {

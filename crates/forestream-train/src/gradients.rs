@@ -14,8 +14,8 @@ use crate::settings::TrainSettings;
 use crate::targets::{Target, Targets};
 use crate::workers::Workers;
 
-/// Rows of a part: few enough that a core keeps much of what it computes in its caches, and enough for large products.
-const PART_ROWS: usize = 512;
+/// Rows of a part: few enough that a step of one answer has work for several cores, and enough for large products.
+const PART_ROWS: usize = 128;
 
 /// What the rows of a batch gave.
 #[derive(Clone, Debug, PartialEq)]

@@ -55,13 +55,13 @@ impl Default for TrainSettings {
         Self {
             objective: Objective::Ce,
             lr: 2e-3,
-            batch_tokens: 800,
+            batch_tokens: 100,
             epochs: None,
             steps: None,
             max_minutes: None,
             seed: 0,
-            save_steps: 200,
-            eval_steps: 200,
+            save_steps: 500,
+            eval_steps: 500,
             joint: None,
         }
     }

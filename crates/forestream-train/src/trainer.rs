@@ -421,7 +421,7 @@ impl Trainer {
 }
 
 /// Fresh streams need about so many steps before they are worth anything.
-const ENOUGH_STEPS: usize = 100;
+const ENOUGH_STEPS: usize = 400;
 /// More often than this, examples teach nothing new.
 const MAX_USUAL_EPOCHS: usize = 20;
 

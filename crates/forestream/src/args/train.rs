@@ -174,7 +174,7 @@ pub(crate) struct RunArgs {
     /// What streams learn from: the data's tokens (ce), or the model's own distributions (kl, tv)
     #[arg(long, value_name = "NAME", default_value = "ce")]
     pub(crate) objective: ObjectiveName,
-    /// How often every row is trained on [default: once; small files more often, for about 100 steps]
+    /// How often every row is trained on [default: once; small files more often, for about 400 steps]
     #[arg(long, value_name = "N")]
     pub(crate) epochs: Option<usize>,
     /// Steps, instead of epochs
