@@ -21,7 +21,7 @@ use crate::trace_memory::{LayerTrace, Trace, TraceMemory};
 
 /// Tokens of a pass.
 const PASS_LEN: usize = 256;
-/// Positions of a segment: attention scores grow with segments times contexts.
+/// Positions of a segment, the least that a core takes: few, so that an answer gives work to several.
 const SEGMENT_LEN: usize = 32;
 
 /// The frozen model, which makes segments of examples.
