@@ -4,15 +4,22 @@
 //! the root down). Each score is a sequential sum over channels; the softmax's sum runs in 16 lanes over the key's index
 //! in that order and is folded once; each output channel is a sequential sum over keys. The order depends on the path
 //! alone, so a node gets the same bits in a tree, in a chain, and in any chunking of the prompt. All queries of a group
-//! share one sweep over the cache: a block is widened once and used by all.
+//! share one sweep over the cache: where they are many, a block is widened once and used by all.
 
 use half::f16;
 
 use crate::math::exp;
+use crate::prefetch::prefetch;
 use crate::simd::{Isa, LANES, Simd, dispatch, fold_sum};
 
 /// Slots per cache block.
 pub const BLOCK_SLOTS: usize = 32;
+
+/// Queries whose sums share the reading of keys and values.
+const GROUP_QUERIES: usize = 3;
+
+/// Up to so many queries read a block as it is stored; for more it is widened first.
+const DIRECT_QUERIES: usize = 2 * GROUP_QUERIES;
 
 /// The slots that a node may see, in path order: `0..contiguous`, then `num_scattered` of [`Attention::scattered`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +104,20 @@ impl Attention<'_> {
         &self.scattered[visible.first_scattered..][..visible.num_scattered]
     }
 
+    /// Whether so few queries share a block that widening it first would cost more than it saves.
+    fn reads_directly(&self) -> bool {
+        self.queries.len() / self.head_dim <= DIRECT_QUERIES
+    }
+
+    /// One past the last slot that any of `len` queries sees.
+    fn last_end(&self, first_query: usize, len: usize) -> usize {
+        let mut end = 0;
+        for query in first_query..first_query + len {
+            end = end.max(self.end(self.visible_to(query)));
+        }
+        end
+    }
+
     /// One past the last slot that a node sees.
     fn end(&self, visible: Visible) -> usize {
         self.scattered_of(visible).last().map_or(visible.contiguous, |&slot| slot as usize + 1)
@@ -136,6 +157,40 @@ unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, ou
     }
 }
 
+/// What a block of keys or values consists of: numbers as the cache stores them, or widened ones.
+trait Element: Copy {
+    /// Sixteen lanes.
+    ///
+    /// # Safety
+    /// As for [`Simd`]; 16 elements at `from`.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32;
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
+        // SAFETY: as the caller's.
+        unsafe { S::load(from) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
+        // SAFETY: as the caller's.
+        unsafe { S::load_f16(from) }
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+}
+
 #[inline(always)]
 unsafe fn widen<S: Simd>(from: &[f16], to: &mut [f32]) {
     assert!(from.len() == to.len() && from.len().is_multiple_of(LANES), "a block of keys or values");
@@ -147,54 +202,75 @@ unsafe fn widen<S: Simd>(from: &[f16], to: &mut [f32]) {
     }
 }
 
-/// Scores of every query against every slot up to the last one that it or its neighbour sees.
+/// Scores of every query against every slot up to the last one that it or a neighbour sees.
 #[inline(always)]
 unsafe fn score<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch) {
-    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
-    let num_queries = job.queries.len() / head_dim;
-    let AttentionScratch { weights, block, .. } = scratch;
-    for block_index in 0..num_slots / BLOCK_SLOTS {
-        let first_slot = block_index * BLOCK_SLOTS;
-        // SAFETY: called through `dispatch!`; a block of keys is `[head_dim, 32]`, and each query has a row of weights.
+    let num_blocks = job.num_slots() / BLOCK_SLOTS;
+    prefetch(job.blocks.block(0).1); // values come right after
+    for block_index in 0..num_blocks {
+        let keys = job.blocks.block(block_index).0;
+        if block_index + 1 < num_blocks {
+            prefetch(job.blocks.block(block_index + 1).0);
+        }
+        // SAFETY: called through `dispatch!`; `run` has sized the buffers.
         unsafe {
-            widen::<S>(job.blocks.block(block_index).0, block);
-            let mut query = 0;
-            while query < num_queries {
-                let is_pair = query + 1 < num_queries;
-                let last = query + usize::from(is_pair);
-                if job.end(job.visible_to(query)).max(job.end(job.visible_to(last))) > first_slot {
-                    let queries = job.queries.as_ptr().add(query * head_dim);
-                    let scores = weights.as_mut_ptr().add(query * num_slots + first_slot);
-                    if is_pair {
-                        score_block::<S, 2>(block, [queries, queries.add(head_dim)], [scores, scores.add(num_slots)]);
-                    } else {
-                        score_block::<S, 1>(block, [queries], [scores]);
-                    }
-                }
-                query += 2;
+            if job.reads_directly() {
+                score_queries::<S, f16>(job, block_index, keys, &mut scratch.weights);
+            } else {
+                widen::<S>(keys, &mut scratch.block);
+                score_queries::<S, f32>(job, block_index, &scratch.block, &mut scratch.weights);
             }
         }
     }
 }
 
-/// Scores of `N` queries against the 32 keys of a block.
+/// Scores of the queries against one block, `[head_dim, 32]`.
 #[inline(always)]
-unsafe fn score_block<S: Simd, const N: usize>(keys: &[f32], queries: [*const f32; N], scores: [*mut f32; N]) {
+unsafe fn score_queries<S: Simd, E: Element>(job: &Attention<'_>, block_index: usize, keys: &[E], weights: &mut [f32]) {
+    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
+    let num_queries = job.queries.len() / head_dim;
+    let first_slot = block_index * BLOCK_SLOTS;
+    let mut query = 0;
+    while query < num_queries {
+        let len = GROUP_QUERIES.min(num_queries - query);
+        if job.last_end(query, len) > first_slot {
+            // SAFETY: as the caller's; each query has a row of weights.
+            unsafe {
+                let queries = job.queries.as_ptr().add(query * head_dim);
+                let scores = weights.as_mut_ptr().add(query * num_slots + first_slot);
+                match len {
+                    1 => score_block::<S, E, 1>(keys, (queries, head_dim), (scores, num_slots)),
+                    2 => score_block::<S, E, 2>(keys, (queries, head_dim), (scores, num_slots)),
+                    _ => score_block::<S, E, GROUP_QUERIES>(keys, (queries, head_dim), (scores, num_slots)),
+                }
+            }
+        }
+        query += len;
+    }
+}
+
+/// Scores of `N` queries against the 32 keys of a block; queries and rows of scores lie a stride apart.
+#[inline(always)]
+unsafe fn score_block<S: Simd, E: Element, const N: usize>(
+    keys: &[E],
+    (queries, query_stride): (*const f32, usize),
+    (scores, score_stride): (*mut f32, usize),
+) {
     // SAFETY: as the caller's.
     unsafe {
         let mut sums = [[S::splat(0.0); 2]; N];
         for channel in 0..keys.len() / BLOCK_SLOTS {
             let keys = keys.as_ptr().add(channel * BLOCK_SLOTS);
-            let (low, high) = (S::load(keys), S::load(keys.add(LANES)));
+            let (low, high) = (E::load::<S>(keys), E::load::<S>(keys.add(LANES)));
             for i in 0..N {
-                let x = S::splat(*queries[i].add(channel));
+                let x = S::splat(*queries.add(i * query_stride + channel));
                 sums[i][0] = S::fma(x, low, sums[i][0]);
                 sums[i][1] = S::fma(x, high, sums[i][1]);
             }
         }
         for i in 0..N {
-            S::store(sums[i][0], scores[i]);
-            S::store(sums[i][1], scores[i].add(LANES));
+            S::store(sums[i][0], scores.add(i * score_stride));
+            S::store(sums[i][1], scores.add(i * score_stride + LANES));
         }
     }
 }
@@ -250,78 +326,152 @@ fn fold_max(lanes: [f32; LANES]) -> f32 {
 /// Sums values, weighted, in path order: block by block, in each its contiguous slots and then its scattered ones.
 #[inline(always)]
 unsafe fn mix_values<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch, output: &mut [f32]) {
-    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
-    let AttentionScratch { weights, block, .. } = scratch;
+    let num_blocks = job.num_slots() / BLOCK_SLOTS;
     output.fill(0.0);
-    for block_index in 0..num_slots / BLOCK_SLOTS {
-        let first_slot = block_index * BLOCK_SLOTS;
-        // SAFETY: called through `dispatch!`; a block of values is `[32, head_dim]`.
-        unsafe { widen::<S>(job.blocks.block(block_index).1, block) };
-        for query in 0..output.len() / head_dim {
-            let visible = job.visible_to(query);
-            let row = &mut output[query * head_dim..][..head_dim];
-            let weights = &weights[query * num_slots..][..num_slots];
-            let contiguous = visible.contiguous.saturating_sub(first_slot).min(BLOCK_SLOTS);
-            // SAFETY: as above.
-            unsafe { add_values::<S>(block, &weights[first_slot..][..contiguous], row) };
+    for block_index in 0..num_blocks {
+        let values = job.blocks.block(block_index).1;
+        if block_index + 1 < num_blocks {
+            prefetch(job.blocks.block(block_index + 1).1);
+        }
+        // SAFETY: called through `dispatch!`; `run` has sized the buffers.
+        unsafe {
+            if job.reads_directly() {
+                mix_block::<S, f16>(job, block_index, values, &scratch.weights, output);
+            } else {
+                widen::<S>(values, &mut scratch.block);
+                mix_block::<S, f32>(job, block_index, &scratch.block, &scratch.weights, output);
+            }
+        }
+    }
+}
+
+/// Adds what one block of values, `[32, head_dim]`, gives to each node's queries.
+#[inline(always)]
+unsafe fn mix_block<S: Simd, E: Element>(
+    job: &Attention<'_>,
+    block_index: usize,
+    values: &[E],
+    weights: &[f32],
+    output: &mut [f32],
+) {
+    let (head_dim, num_slots, first_slot) = (job.head_dim, job.num_slots(), block_index * BLOCK_SLOTS);
+    let per_node = job.queries.len() / head_dim / job.visible.len();
+    for node in 0..job.visible.len() {
+        let visible = job.visible[node];
+        let weights = &weights[node * per_node * num_slots..][..per_node * num_slots];
+        let rows = &mut output[node * per_node * head_dim..][..per_node * head_dim];
+        let contiguous = visible.contiguous.saturating_sub(first_slot).min(BLOCK_SLOTS);
+        let sums = Sums { rows: rows.as_mut_ptr(), weights: weights.as_ptr(), num_rows: per_node, head_dim, num_slots };
+        // SAFETY: as the caller's; every row has `num_slots` weights.
+        unsafe {
+            add_values::<S, E>(&values[..contiguous * head_dim], sums.from_key(first_slot));
             let scattered = job.scattered_of(visible);
             for j in 0..scattered.len() {
                 let lane = (scattered[j] as usize).wrapping_sub(first_slot);
                 if lane < BLOCK_SLOTS {
-                    let weight = &weights[visible.contiguous + j..][..1];
-                    // SAFETY: as above.
-                    unsafe { add_values::<S>(&block[lane * head_dim..], weight, row) };
+                    add_values::<S, E>(&values[lane * head_dim..][..head_dim], sums.from_key(visible.contiguous + j));
                 }
             }
         }
     }
 }
 
-/// `row += weights[i] * values[i]`, in order, for each channel.
+/// The outputs of a node's queries, `[rows, head_dim]`, and the weights of its keys, `[rows, num_slots]`.
+#[derive(Clone, Copy)]
+struct Sums {
+    rows: *mut f32,
+    weights: *const f32,
+    num_rows: usize,
+    head_dim: usize,
+    num_slots: usize,
+}
+
+impl Sums {
+    /// The same with the weights from one key on.
+    fn from_key(self, key: usize) -> Self {
+        Self { weights: self.weights.wrapping_add(key), ..self }
+    }
+
+    /// `num_rows` of the rows.
+    fn rows(self, first: usize, num_rows: usize) -> Self {
+        let rows = self.rows.wrapping_add(first * self.head_dim);
+        Self { rows, weights: self.weights.wrapping_add(first * self.num_slots), num_rows, ..self }
+    }
+}
+
+/// Adds `values`, `[keys, head_dim]`, with their weights, in order, to each row.
 #[inline(always)]
-unsafe fn add_values<S: Simd>(values: &[f32], weights: &[f32], row: &mut [f32]) {
-    let head_dim = row.len();
-    assert!(values.len() >= weights.len() * head_dim, "a value for each weight");
-    let (values, row) = (values.as_ptr(), row.as_mut_ptr());
+unsafe fn add_values<S: Simd, E: Element>(values: &[E], sums: Sums) {
+    let mut row = 0;
+    while row < sums.num_rows {
+        let len = GROUP_QUERIES.min(sums.num_rows - row);
+        // SAFETY: as the caller's.
+        unsafe {
+            match len {
+                1 => add_to_rows::<S, E, 1>(values, sums.rows(row, 1)),
+                2 => add_to_rows::<S, E, 2>(values, sums.rows(row, 2)),
+                _ => add_to_rows::<S, E, GROUP_QUERIES>(values, sums.rows(row, GROUP_QUERIES)),
+            }
+        }
+        row += len;
+    }
+}
+
+/// [`add_values`] for `N` rows, which share the reading of values.
+#[inline(always)]
+unsafe fn add_to_rows<S: Simd, E: Element, const N: usize>(values: &[E], sums: Sums) {
+    let mut channel = 0;
     // SAFETY: called through `dispatch!`; channels stay within rows of `head_dim`.
     unsafe {
-        let mut channel = 0;
-        while channel + 4 * LANES <= head_dim {
-            add_channels::<S, 4>(values.add(channel), head_dim, weights, row.add(channel));
+        while S::MAX_ROWS >= 4 * N && channel + 4 * LANES <= sums.head_dim {
+            add_channels::<S, E, N, 4>(values, sums, channel);
             channel += 4 * LANES;
         }
-        while channel + LANES <= head_dim {
-            add_channels::<S, 1>(values.add(channel), head_dim, weights, row.add(channel));
+        while channel + LANES <= sums.head_dim {
+            add_channels::<S, E, N, 1>(values, sums, channel);
             channel += LANES;
         }
-        while channel < head_dim {
-            for i in 0..weights.len() {
-                let x = row.add(channel);
-                *x = weights[i].mul_add(*values.add(i * head_dim + channel), *x);
+        while channel < sums.head_dim {
+            for row in 0..N {
+                let x = sums.rows.add(row * sums.head_dim + channel);
+                for key in 0..values.len() / sums.head_dim {
+                    let weight = *sums.weights.add(row * sums.num_slots + key);
+                    *x = weight.mul_add(values[key * sums.head_dim + channel].to_f32(), *x);
+                }
             }
             channel += 1;
         }
     }
 }
 
-/// [`add_values`] for `N` vectors of channels at once, whose sums stay in registers.
+/// [`add_to_rows`] for `V` vectors of channels at once, whose sums stay in registers.
 #[inline(always)]
-unsafe fn add_channels<S: Simd, const N: usize>(values: *const f32, stride: usize, weights: &[f32], row: *mut f32) {
+unsafe fn add_channels<S: Simd, E: Element, const N: usize, const V: usize>(values: &[E], sums: Sums, channel: usize) {
     // SAFETY: as the caller's.
     unsafe {
-        let mut sums = [S::splat(0.0); N];
-        for i in 0..N {
-            sums[i] = S::load(row.add(i * LANES));
-        }
-        for index in 0..weights.len() {
-            let weight = S::splat(*weights.get_unchecked(index));
-            let values = values.add(index * stride);
-            for i in 0..N {
-                sums[i] = S::fma(weight, S::load(values.add(i * LANES)), sums[i]);
+        let mut totals = [[S::splat(0.0); V]; N];
+        for row in 0..N {
+            for i in 0..V {
+                totals[row][i] = S::load(sums.rows.add(row * sums.head_dim + channel + i * LANES));
             }
         }
-        for i in 0..N {
-            S::store(sums[i], row.add(i * LANES));
+        for key in 0..values.len() / sums.head_dim {
+            let values = values.as_ptr().add(key * sums.head_dim + channel);
+            let mut lanes = [S::splat(0.0); V];
+            for i in 0..V {
+                lanes[i] = E::load::<S>(values.add(i * LANES));
+            }
+            for row in 0..N {
+                let weight = S::splat(*sums.weights.add(row * sums.num_slots + key));
+                for i in 0..V {
+                    totals[row][i] = S::fma(weight, lanes[i], totals[row][i]);
+                }
+            }
+        }
+        for row in 0..N {
+            for i in 0..V {
+                S::store(totals[row][i], sums.rows.add(row * sums.head_dim + channel + i * LANES));
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod formats;
 mod math;
 mod matmul;
 mod packed;
+mod prefetch;
 mod rows;
 mod shared_slice;
 mod simd;

@@ -199,10 +199,6 @@ impl Dot for Avx2 {
             Self::to_f32((_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))))
         }
     }
-    #[inline(always)]
-    unsafe fn prefetch(address: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
 
     #[inline(always)]
     unsafe fn dot_block<S: Scheme, const N: usize>(quants: *const u8, rows: [*const QuantBlock; N]) -> [[Pair; 2]; N] {

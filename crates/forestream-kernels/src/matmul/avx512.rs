@@ -80,10 +80,6 @@ impl Dot for Avx512 {
     unsafe fn load_i8(from: *const u8) -> Self::F32 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
-    #[inline(always)]
-    unsafe fn prefetch(address: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
 
     #[inline(always)]
     unsafe fn dot_block<S: Scheme, const N: usize>(

@@ -19,8 +19,6 @@ pub(crate) trait Dot: Simd {
     unsafe fn load_u8(from: *const u8) -> Self::F32;
     /// Reads 16 signed bytes as numbers.
     unsafe fn load_i8(from: *const u8) -> Self::F32;
-    /// Asks for the cache line at `address` (any address).
-    unsafe fn prefetch(address: *const u8);
 
     /// Dot products of a packed block with 32 activations of each of `N` rows: the sums over the block in element 0, or,
     /// for schemes with two halves, over 16 inputs each.

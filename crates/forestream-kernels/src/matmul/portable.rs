@@ -46,8 +46,6 @@ impl Dot for Portable {
         // SAFETY: the caller points to 16 bytes.
         unsafe { from.cast::<[i8; TILE_ROWS]>().read() }.map(f32::from)
     }
-    #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn dot_block<S: Scheme, const N: usize>(

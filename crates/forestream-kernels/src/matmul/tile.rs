@@ -5,6 +5,7 @@ use half::f16;
 use super::dot::Dot;
 use crate::activations::Quantized;
 use crate::packed::layout::{BLOCK_INPUTS, Granularity, HALVES_BYTES, Scheme, TILE_ROWS};
+use crate::prefetch::{LINE_BYTES, prefetch_line};
 use crate::simd::{Isa, dispatch};
 
 /// How far ahead of its use a block is asked for.
@@ -52,8 +53,8 @@ unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(
                 let block = header.add(S::HEADER_BYTES + offset * S::BLOCK_BYTES);
                 let mut line = 0;
                 while line < S::BLOCK_BYTES {
-                    V::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
-                    line += 64;
+                    prefetch_line(block.wrapping_add(PREFETCH_BYTES + line));
+                    line += LINE_BYTES;
                 }
                 let mut inputs = [std::ptr::null(); N];
                 for i in 0..N {

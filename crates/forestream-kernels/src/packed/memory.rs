@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::MmapMut;
 
+use crate::prefetch::LINE_BYTES;
+
 /// Bytes of a mapping, unless a single matrix needs more. Pages that are never written take no memory.
 const MAPPING_BYTES: usize = 256 << 20;
-/// Alignment of a region: a cache line.
-const LINE_BYTES: usize = 64;
 
 /// Hands out regions of large mappings.
 #[derive(Debug, Default)]
