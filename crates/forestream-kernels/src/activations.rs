@@ -1,5 +1,7 @@
 //! The inputs of a matrix product: `f32` rows, and the same rows as 8-bit integers in blocks of 32.
 
+use std::ops::Range;
+
 use crate::ThreadPool;
 use crate::packed::layout::BLOCK_INPUTS;
 use crate::shared_slice::SharedSlice;
@@ -103,18 +105,20 @@ impl Activations {
         }
     }
 
-    /// The integer form of one row.
+    /// The integer form of some rows.
     ///
     /// # Panics
     /// When the width is not a whole number of blocks.
-    pub(crate) fn quantized(&self, row: usize) -> Quantized<'_> {
+    pub(crate) fn quantized(&self, rows: Range<usize>) -> Quantized<'_> {
         assert!(self.is_quantized, "rows of {} elements have no integer form", self.width);
-        let blocks = self.width / BLOCK_INPUTS;
+        let num_blocks = self.width / BLOCK_INPUTS;
+        let blocks = rows.start * num_blocks..rows.end * num_blocks;
         Quantized {
-            quants: &self.quants[row * blocks..(row + 1) * blocks],
-            scales: &self.scales[row * blocks..(row + 1) * blocks],
-            sums: &self.sums[row * blocks * 2..(row + 1) * blocks * 2],
-            scaled_sums: &self.scaled_sums[row * blocks..(row + 1) * blocks],
+            num_blocks,
+            quants: &self.quants[blocks.clone()],
+            scales: &self.scales[blocks.clone()],
+            sums: &self.sums[2 * blocks.start..2 * blocks.end],
+            scaled_sums: &self.scaled_sums[blocks],
         }
     }
 
@@ -124,9 +128,11 @@ impl Activations {
     }
 }
 
-/// A row in integer form, to read.
+/// Rows in integer form, to read, one after another.
 #[derive(Clone, Copy)]
 pub(crate) struct Quantized<'a> {
+    /// Blocks of one row.
+    pub(crate) num_blocks: usize,
     pub(crate) quants: &'a [QuantBlock],
     pub(crate) scales: &'a [f32],
     pub(crate) sums: &'a [i32],

@@ -364,12 +364,12 @@ unsafe fn mix_block<S: Simd, E: Element>(
         let sums = Sums { rows: rows.as_mut_ptr(), weights: weights.as_ptr(), num_rows: per_node, head_dim, num_slots };
         // SAFETY: as the caller's; every row has `num_slots` weights.
         unsafe {
-            add_values::<S, E>(&values[..contiguous * head_dim], sums.from_key(first_slot));
+            add_values::<S, E>(&values[..contiguous * head_dim], sums.at_key(first_slot));
             let scattered = job.scattered_of(visible);
             for j in 0..scattered.len() {
                 let lane = (scattered[j] as usize).wrapping_sub(first_slot);
                 if lane < BLOCK_SLOTS {
-                    add_values::<S, E>(&values[lane * head_dim..][..head_dim], sums.from_key(visible.contiguous + j));
+                    add_values::<S, E>(&values[lane * head_dim..][..head_dim], sums.at_key(visible.contiguous + j));
                 }
             }
         }
@@ -388,7 +388,7 @@ struct Sums {
 
 impl Sums {
     /// The same with the weights from one key on.
-    fn from_key(self, key: usize) -> Self {
+    fn at_key(self, key: usize) -> Self {
         Self { weights: self.weights.wrapping_add(key), ..self }
     }
 

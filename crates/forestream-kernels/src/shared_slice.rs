@@ -18,6 +18,11 @@ impl<'a, T> SharedSlice<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    /// The first element, for parts that are no slices.
+    pub(crate) fn start(&self) -> *mut T {
+        self.start
+    }
+
     /// One part.
     ///
     /// # Safety

@@ -1,4 +1,4 @@
-//! One tile of 16 output rows of `F32`, `F16` or `BF16` weights times `N` rows of activations.
+//! Tiles of 16 output rows of `F32`, `F16` or `BF16` weights times `N` rows of activations.
 
 use half::f16;
 
@@ -6,35 +6,28 @@ use crate::formats::Format;
 use crate::packed::layout::TILE_ROWS;
 use crate::simd::{Isa, Simd, dispatch};
 
+use super::tile::TileRange;
+
 /// [`multiply`] for a dense format on `isa`.
-pub(crate) fn dense_tile<const N: usize>(
-    isa: Isa,
-    format: Format,
-    rows: [&[f32]; N],
-    tile: &[u8],
-) -> [[f32; TILE_ROWS]; N] {
+pub(super) fn dense_tiles<const N: usize>(isa: Isa, format: Format, rows: [&[f32]; N], tiles: TileRange<'_>) {
     dispatch!(
         isa,
-        multiply_format [const N: usize] [N] (format: Format = format, rows: [&[f32]; N] = rows, tile: &[u8] = tile)
-            -> [[f32; TILE_ROWS]; N]
-    )
+        multiply_format [const N: usize] [N]
+            (format: Format = format, rows: [&[f32]; N] = rows, tiles: TileRange<'_> = tiles)
+    );
 }
 
 #[inline(always)]
-unsafe fn multiply_format<V: Simd, const N: usize>(
-    format: Format,
-    rows: [&[f32]; N],
-    tile: &[u8],
-) -> [[f32; TILE_ROWS]; N] {
+unsafe fn multiply_format<V: Simd, const N: usize>(format: Format, rows: [&[f32]; N], tiles: TileRange<'_>) {
     if const { N > V::MAX_ROWS } {
         unreachable!("groups of rows are at most `MAX_ROWS` long"); // and so no code is made for them
     }
     // SAFETY: called through `dispatch!`; a tile's column holds 16 elements of the format, aligned to their size.
     unsafe {
         match format {
-            Format::F32 => multiply::<V, N, f32>(rows, tile),
-            Format::F16 => multiply::<V, N, f16>(rows, tile),
-            _ => multiply::<V, N, Bf16Bits>(rows, tile),
+            Format::F32 => multiply::<V, N, f32>(rows, tiles),
+            Format::F16 => multiply::<V, N, f16>(rows, tiles),
+            _ => multiply::<V, N, Bf16Bits>(rows, tiles),
         }
     }
 }
@@ -74,23 +67,29 @@ impl Element for Bf16Bits {
 }
 
 #[inline(always)]
-unsafe fn multiply<V: Simd, const N: usize, T: Element>(rows: [&[f32]; N], tile: &[u8]) -> [[f32; TILE_ROWS]; N] {
+unsafe fn multiply<V: Simd, const N: usize, T: Element>(rows: [&[f32]; N], tiles: TileRange<'_>) {
     let len = rows[0].len();
-    assert!(rows.iter().all(|row| row.len() == len) && tile.len() >= len * TILE_ROWS * size_of::<T>());
-    let weights = tile.as_ptr().cast::<T>();
+    for i in 0..N {
+        assert_eq!(rows[i].len(), len, "rows of one length");
+    }
+    assert!(
+        tiles.tile_bytes == len * TILE_ROWS * size_of::<T>()
+            && tiles.bytes.len() >= tiles.num_tiles() * tiles.tile_bytes
+    );
     // SAFETY: called through `dispatch!`; lengths are asserted.
     unsafe {
-        let mut sums = [V::splat(0.0); N];
-        for index in 0..len {
-            let column = T::load::<V>(weights.add(index * TILE_ROWS));
+        for tile_index in 0..tiles.num_tiles() {
+            let weights = tiles.bytes.as_ptr().add(tile_index * tiles.tile_bytes).cast::<T>();
+            let mut sums = [V::splat(0.0); N];
+            for index in 0..len {
+                let column = T::load::<V>(weights.add(index * TILE_ROWS));
+                for i in 0..N {
+                    sums[i] = V::fma(column, V::splat(*rows[i].get_unchecked(index)), sums[i]);
+                }
+            }
             for i in 0..N {
-                sums[i] = V::fma(column, V::splat(*rows[i].get_unchecked(index)), sums[i]);
+                tiles.store::<V>(tile_index, i, sums[i]);
             }
         }
-        let mut output = [[0.0; TILE_ROWS]; N];
-        for i in 0..N {
-            V::store(sums[i], output[i].as_mut_ptr());
-        }
-        output
     }
 }

@@ -12,20 +12,19 @@ mod dot;
 mod portable;
 mod tile;
 
-use std::ops::Range;
-
 use crate::ThreadPool;
-use crate::activations::{Activations, Quantized};
+use crate::activations::Activations;
 use crate::packed::PackedMatrix;
 use crate::packed::layout::{TILE_ROWS, with_scheme};
 use crate::shared_slice::SharedSlice;
 use crate::simd::Isa;
 
-use dense::dense_tile;
-use tile::quantized_tile;
+use dense::dense_tiles;
+use tile::{TileRange, quantized_tiles};
 
-/// Weight bytes of a chunk: they stay in the first-level cache while all groups of rows pass over them.
-const CHUNK_BYTES: usize = 16 * 1024;
+/// Weight bytes of a chunk, about: enough to be worth claiming, and few enough to stay in a near cache while all groups
+/// of rows pass over them.
+const CHUNK_BYTES: usize = 32 * 1024;
 
 /// Multiplies `input`, `[rows, cols]`, by the matrices of `parts`, whose output rows follow each other in `output`,
 /// `[rows, total output rows]`.
@@ -38,21 +37,30 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedM
     for part in parts {
         assert_eq!(part.cols(), input.width(), "inputs of the matrix, width of the rows");
     }
-    let num_chunks = |part: &PackedMatrix| part.num_tiles().div_ceil(tiles_per_chunk(part));
+    let num_tiles: usize = parts.iter().map(PackedMatrix::num_tiles).sum();
+    let num_chunks = num_chunks(parts, pool.num_threads());
     let shared = SharedSlice::new(output);
-    pool.run(parts.iter().map(num_chunks).sum(), &|mut chunk, _| {
-        let mut first_column = 0;
+    pool.run(num_chunks, &|chunk, _| {
+        let chunk = chunk * num_tiles / num_chunks..(chunk + 1) * num_tiles / num_chunks;
+        let (mut first_tile, mut first_column) = (0, 0);
         for part in parts {
-            if chunk < num_chunks(part) {
-                let first_tile = chunk * tiles_per_chunk(part);
-                let tiles = first_tile..part.num_tiles().min(first_tile + tiles_per_chunk(part));
-                let output = Output { slice: &shared, stride, first_column };
-                return multiply_tiles(isa, input, &TileRange { matrix: part, tiles, output });
+            let end = first_tile + part.num_tiles();
+            let tiles = chunk.start.max(first_tile)..chunk.end.min(end);
+            if !tiles.is_empty() {
+                let tiles = tiles.start - first_tile..tiles.end - first_tile;
+                let output = shared.start().wrapping_add(first_column + tiles.start * TILE_ROWS);
+                multiply_tiles(isa, input, part, TileRange::new(part, tiles, output, stride));
             }
-            chunk -= num_chunks(part);
+            first_tile = end;
             first_column += part.rows();
         }
     });
+}
+
+/// Chunks of equal numbers of tiles, as many for each thread.
+fn num_chunks(parts: &[PackedMatrix], num_threads: usize) -> usize {
+    let num_bytes: usize = parts.iter().map(PackedMatrix::num_bytes).sum();
+    num_bytes.div_ceil(CHUNK_BYTES).max(1).next_multiple_of(num_threads)
 }
 
 /// Adds the product of a dense `matrix` and `input`, `[cols]`, to `output`, `[rows]`, on the calling thread: for matrices
@@ -64,59 +72,31 @@ pub fn add_product(isa: Isa, input: &[f32], matrix: &PackedMatrix, output: &mut 
     assert_eq!((input.len(), output.len()), (matrix.cols(), matrix.rows()), "input and output of the matrix");
     assert!(!matrix.format().is_quantized(), "a dense matrix");
     for (tile_index, output) in output.chunks_mut(TILE_ROWS).enumerate() {
-        let [sums] = dense_tile(isa, matrix.format(), [input], matrix.tile(tile_index));
+        let mut sums = [0.0; TILE_ROWS];
+        let tiles = TileRange::new(matrix, tile_index..tile_index + 1, sums.as_mut_ptr(), 0);
+        dense_tiles(isa, matrix.format(), [input], tiles);
         for (output, sum) in output.iter_mut().zip(&sums) {
             *output += sum;
         }
     }
 }
 
-fn tiles_per_chunk(part: &PackedMatrix) -> usize {
-    (CHUNK_BYTES / part.tile_bytes().max(1)).max(1)
-}
-
-/// Where the results of one matrix go.
-struct Output<'a> {
-    slice: &'a SharedSlice<'a, f32>,
-    stride: usize,
-    first_column: usize,
-}
-
-impl Output<'_> {
-    /// Writes the 16 sums of a tile for one row of activations.
-    fn write(&self, row: usize, tile_index: usize, matrix_rows: usize, sums: &[f32; TILE_ROWS]) {
-        let len = matrix_rows - tile_index * TILE_ROWS;
-        let start = row * self.stride + self.first_column + tile_index * TILE_ROWS;
-        // SAFETY: a tile's columns belong to the one chunk that computes the tile.
-        let part = |len| unsafe { self.slice.part(start..start + len) };
-        if len >= TILE_ROWS {
-            part(TILE_ROWS).copy_from_slice(sums); // of constant length: moves, not a call
-        } else {
-            part(len).copy_from_slice(&sums[..len]);
-        }
-    }
-}
-
-/// Some tiles of a matrix, and where their results go.
-struct TileRange<'a> {
-    matrix: &'a PackedMatrix,
-    tiles: Range<usize>,
-    output: Output<'a>,
-}
-
 /// Multiplies all rows by some tiles; groups of rows are the outer loop, so that tiles are reused from the cache.
-fn multiply_tiles(isa: Isa, input: &Activations, range: &TileRange<'_>) {
+fn multiply_tiles(isa: Isa, input: &Activations, part: &PackedMatrix, tiles: TileRange<'_>) {
     let mut row = 0;
     while row < input.rows() {
         let group = group_len(isa, input.rows() - row);
+        let tiles = tiles.for_row(row);
         match group {
-            1 => multiply_group::<1>(isa, input, row, range),
-            2 => multiply_group::<2>(isa, input, row, range),
-            3 => multiply_group::<3>(isa, input, row, range),
-            4 => multiply_group::<4>(isa, input, row, range),
-            6 => multiply_group::<6>(isa, input, row, range),
-            8 => multiply_group::<8>(isa, input, row, range),
-            _ => multiply_group::<12>(isa, input, row, range),
+            1 => multiply_group::<1>(isa, input, row, (part, tiles)),
+            2 => multiply_group::<2>(isa, input, row, (part, tiles)),
+            3 => multiply_group::<3>(isa, input, row, (part, tiles)),
+            4 => multiply_group::<4>(isa, input, row, (part, tiles)),
+            5 => multiply_group::<5>(isa, input, row, (part, tiles)),
+            6 => multiply_group::<6>(isa, input, row, (part, tiles)),
+            7 => multiply_group::<7>(isa, input, row, (part, tiles)),
+            8 => multiply_group::<8>(isa, input, row, (part, tiles)),
+            _ => multiply_group::<12>(isa, input, row, (part, tiles)),
         }
         row += group;
     }
@@ -124,30 +104,22 @@ fn multiply_tiles(isa: Isa, input: &Activations, range: &TileRange<'_>) {
 
 /// How many rows to take at once, of `remaining`.
 fn group_len(isa: Isa, remaining: usize) -> usize {
-    [12, 8, 6, 4, 3, 2, 1].into_iter().find(|&len| len <= isa.max_rows().min(remaining)).unwrap_or(1)
+    [12, 8, 7, 6, 5, 4, 3, 2, 1].into_iter().find(|&len| len <= isa.max_rows().min(remaining)).unwrap_or(1)
 }
 
 /// Multiplies `N` rows of activations from `row` on.
-fn multiply_group<const N: usize>(isa: Isa, input: &Activations, row: usize, range: &TileRange<'_>) {
-    let format = range.matrix.format();
+fn multiply_group<const N: usize>(
+    isa: Isa,
+    input: &Activations,
+    row: usize,
+    (part, tiles): (&PackedMatrix, TileRange<'_>),
+) {
+    let format = part.format();
     if format.is_quantized() {
-        let rows: [Quantized<'_>; N] = std::array::from_fn(|i| input.quantized(row + i));
-        with_scheme!(format, S => range.for_each(row, |tile| quantized_tile::<S, N>(isa, &rows, tile)));
+        let rows = input.quantized(row..row + N);
+        with_scheme!(format, S => quantized_tiles::<S, N>(isa, rows, tiles));
     } else {
-        let rows: [&[f32]; N] = std::array::from_fn(|i| input.row(row + i));
-        range.for_each(row, |tile| dense_tile::<N>(isa, format, rows, tile));
-    }
-}
-
-impl TileRange<'_> {
-    /// Computes each tile's sums for `N` rows from `first_row` on and writes them.
-    fn for_each<const N: usize>(&self, first_row: usize, sums_of: impl Fn(&[u8]) -> [[f32; TILE_ROWS]; N]) {
-        for tile_index in self.tiles.clone() {
-            let sums = sums_of(self.matrix.tile(tile_index));
-            for (offset, sums) in sums.iter().enumerate() {
-                self.output.write(first_row + offset, tile_index, self.matrix.rows(), sums);
-            }
-        }
+        dense_tiles::<N>(isa, format, std::array::from_fn(|i| input.row(row + i)), tiles);
     }
 }
 

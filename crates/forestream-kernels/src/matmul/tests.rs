@@ -64,7 +64,7 @@ fn reference(format: Format, bytes: &[u8], shape: [usize; 2], input: &Activation
     let mut output = Vec::new();
     for row in 0..input.rows() {
         let x: Vec<f64> = if format.is_quantized() {
-            let quantized = input.quantized(row);
+            let quantized = input.quantized(row..row + 1);
             let value = |(i, q): (usize, i8)| f64::from(q) * f64::from(quantized.scales[i / 32]);
             quantized.quants.iter().flat_map(|block| block.0).enumerate().map(value).collect()
         } else {
@@ -86,7 +86,7 @@ fn every_format_matches_dequantized_arithmetic_on_every_instruction_set() {
             let matrix =
                 PackedMatrix::pack(&pool, &WeightMemory::new(), format, [rows, cols], &bytes, RowOrder::Same).unwrap();
             let matrix = [matrix];
-            for num_inputs in [1, 2, 3, 4, 5, 7, 13, 30] {
+            for num_inputs in [1, 2, 3, 4, 5, 6, 7, 8, 13, 30] {
                 let input = inputs(&pool, Isa::PORTABLE, num_inputs, cols);
                 let portable = product(&pool, Isa::PORTABLE, &input, &matrix);
                 let exact = reference(format, &bytes, [rows, cols], &input);

@@ -1,30 +1,78 @@
-//! One tile of 16 output rows times `N` rows of activations, for every quantized scheme.
+//! Tiles of 16 output rows times `N` rows of activations, for every quantized scheme.
+
+use std::ops::Range;
 
 use half::f16;
 
 use super::dot::Dot;
 use crate::activations::Quantized;
+use crate::packed::PackedMatrix;
 use crate::packed::layout::{BLOCK_INPUTS, Granularity, HALVES_BYTES, Scheme, TILE_ROWS};
 use crate::prefetch::{LINE_BYTES, prefetch_line};
-use crate::simd::{Isa, dispatch};
+use crate::simd::{Isa, Simd, dispatch};
 
 /// How far ahead of its use a block is asked for.
 const PREFETCH_BYTES: usize = 4096;
 
+/// Consecutive tiles of a matrix, and where their sums go.
+#[derive(Clone, Copy)]
+pub(super) struct TileRange<'a> {
+    /// Starts with the bytes of the tiles.
+    pub(super) bytes: &'a [u8],
+    pub(super) tile_bytes: usize,
+    /// Output rows; the last tile may have less than 16.
+    num_outputs: usize,
+    /// The first output of the first row of activations.
+    output: *mut f32,
+    /// Outputs of the next row are so many elements further.
+    stride: usize,
+}
+
+impl<'a> TileRange<'a> {
+    /// The given tiles of `matrix`; `output` points to where the first sum goes.
+    pub(super) fn new(matrix: &'a PackedMatrix, tiles: Range<usize>, output: *mut f32, stride: usize) -> Self {
+        let num_outputs = matrix.rows().min(tiles.end * TILE_ROWS) - tiles.start * TILE_ROWS;
+        Self { bytes: matrix.tile(tiles.start), tile_bytes: matrix.tile_bytes(), num_outputs, output, stride }
+    }
+
+    /// The same tiles, with the outputs of row `row`.
+    pub(super) fn for_row(self, row: usize) -> Self {
+        Self { output: self.output.wrapping_add(row * self.stride), ..self }
+    }
+
+    /// Number of tiles.
+    pub(super) fn num_tiles(&self) -> usize {
+        self.num_outputs.div_ceil(TILE_ROWS)
+    }
+
+    /// Writes the 16 sums of a tile for one row of activations.
+    ///
+    /// # Safety
+    /// As for [`Simd`](crate::simd::Simd); the outputs belong to the caller.
+    #[inline(always)]
+    pub(super) unsafe fn store<V: Simd>(&self, tile_index: usize, row: usize, sums: V::F32) {
+        let len = self.num_outputs - tile_index * TILE_ROWS;
+        // SAFETY: the caller's promise; a last tile writes only the outputs that there are.
+        unsafe {
+            let to = self.output.add(row * self.stride + tile_index * TILE_ROWS);
+            if len >= TILE_ROWS {
+                V::store(sums, to);
+            } else {
+                to.copy_from_nonoverlapping(V::to_array(sums).as_ptr(), len);
+            }
+        }
+    }
+}
+
 /// [`multiply`] for the scheme `S` on `isa`.
-pub(crate) fn quantized_tile<S: Scheme, const N: usize>(
-    isa: Isa,
-    rows: &[Quantized<'_>; N],
-    tile: &[u8],
-) -> [[f32; TILE_ROWS]; N] {
-    let num_blocks = rows[0].scales.len();
-    assert!(tile.len() >= num_blocks / S::GROUP_BLOCKS * S::GROUP_BYTES, "a tile over {num_blocks} blocks");
-    assert!(rows.iter().all(|row| row.scales.len() == num_blocks), "rows of one length");
+pub(super) fn quantized_tiles<S: Scheme, const N: usize>(isa: Isa, rows: Quantized<'_>, tiles: TileRange<'_>) {
+    let tile_bytes = rows.num_blocks / S::GROUP_BLOCKS * S::GROUP_BYTES;
+    assert!(tiles.tile_bytes == tile_bytes && tiles.bytes.len() >= tiles.num_tiles() * tile_bytes, "whole tiles");
+    assert_eq!(rows.scales.len(), N * rows.num_blocks, "{N} rows");
     dispatch!(
         isa,
-        multiply [S: Scheme, const N: usize] [S, N] (rows: &[Quantized<'_>; N] = rows, tile: *const u8 = tile.as_ptr())
-            -> [[f32; TILE_ROWS]; N]
-    )
+        multiply [S: Scheme, const N: usize] [S, N] (rows: Quantized<'_> = rows, tiles: TileRange<'_> = tiles)
+    );
 }
 
 /// The scales of a block: one or two vectors of weight scales, and of minima.
@@ -33,20 +81,29 @@ struct BlockScales<V> {
     mins: [V; 2],
 }
 
-/// The caller has checked that `tile` covers all blocks of `rows`.
+/// The caller has checked that the tiles are there and cover all blocks of the rows.
 #[inline(always)]
-unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(
-    rows: &[Quantized<'_>; N],
-    tile: *const u8,
-) -> [[f32; TILE_ROWS]; N] {
+unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(rows: Quantized<'_>, tiles: TileRange<'_>) {
     if const { N > V::MAX_ROWS } {
         unreachable!("groups of rows are at most `MAX_ROWS` long"); // and so no code is made for them
     }
-    // SAFETY: called through `dispatch!`; pointers stay within the tile and the rows.
+    // SAFETY: called through `dispatch!`; pointers stay within the tiles and the rows.
+    unsafe {
+        for tile_index in 0..tiles.num_tiles() {
+            let sums = multiply_tile::<V, S, N>(rows, tiles.bytes.as_ptr().add(tile_index * tiles.tile_bytes));
+            for i in 0..N {
+                tiles.store::<V>(tile_index, i, sums[i]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn multiply_tile<V: Dot, S: Scheme, const N: usize>(rows: Quantized<'_>, tile: *const u8) -> [V::F32; N] {
+    // SAFETY: as the caller's.
     unsafe {
         let mut sums = [V::splat(0.0); N];
-        let num_groups = rows[0].scales.len() / S::GROUP_BLOCKS;
-        for group_index in 0..num_groups {
+        for group_index in 0..rows.num_blocks / S::GROUP_BLOCKS {
             let header = tile.add(group_index * S::GROUP_BYTES);
             for offset in 0..S::GROUP_BLOCKS {
                 let index = group_index * S::GROUP_BLOCKS + offset;
@@ -58,20 +115,16 @@ unsafe fn multiply<V: Dot, S: Scheme, const N: usize>(
                 }
                 let mut inputs = [std::ptr::null(); N];
                 for i in 0..N {
-                    inputs[i] = rows[i].quants.as_ptr().add(index);
+                    inputs[i] = rows.quants.as_ptr().add(i * rows.num_blocks + index);
                 }
                 let dots = V::dot_block::<S, N>(block, inputs);
                 let scales = read_scales::<V, S>(header, block.add(S::QUANT_BYTES));
                 for i in 0..N {
-                    sums[i] = add_block::<V, S>(sums[i], dots[i], &scales, &rows[i], index);
+                    sums[i] = add_block::<V, S>(sums[i], dots[i], &scales, rows, i * rows.num_blocks + index);
                 }
             }
         }
-        let mut output = [[0.0; TILE_ROWS]; N];
-        for i in 0..N {
-            V::store(sums[i], output[i].as_mut_ptr());
-        }
-        output
+        sums
     }
 }
 
@@ -103,22 +156,22 @@ unsafe fn read_scales<V: Dot, S: Scheme>(header: *const u8, packed: *const u8) -
     }
 }
 
-/// Adds one block's share for one row of activations.
+/// Adds one block's share for one row of activations, whose block is `index` of `rows`.
 #[inline(always)]
 unsafe fn add_block<V: Dot, S: Scheme>(
     mut sum: V::F32,
     dots: [V::I32; 2],
     scales: &BlockScales<V::F32>,
-    row: &Quantized<'_>,
+    rows: Quantized<'_>,
     index: usize,
 ) -> V::F32 {
-    // SAFETY: called through `dispatch!`; `index` is a block of the row.
+    // SAFETY: called through `dispatch!`; `index` is a block of the rows.
     unsafe {
-        let activation_scale = *row.scales.get_unchecked(index);
+        let activation_scale = *rows.scales.get_unchecked(index);
         for half in 0..S::NUM_HALVES {
             let quant_sum = || {
-                let first = *row.sums.get_unchecked(2 * index + half);
-                if S::NUM_HALVES == 2 { first } else { first + *row.sums.get_unchecked(2 * index + 1) }
+                let first = *rows.sums.get_unchecked(2 * index + half);
+                if S::NUM_HALVES == 2 { first } else { first + *rows.sums.get_unchecked(2 * index + 1) }
             };
             let mut dot = dots[half];
             if S::ZERO_POINT != 0 {
@@ -130,7 +183,7 @@ unsafe fn add_block<V: Dot, S: Scheme>(
                 let scaled_sum = if S::NUM_HALVES == 2 {
                     activation_scale * quant_sum() as f32
                 } else {
-                    *row.scaled_sums.get_unchecked(index)
+                    *rows.scaled_sums.get_unchecked(index)
                 };
                 sum = V::fma(scales.mins[half], V::splat(scaled_sum), sum);
             }
