@@ -61,7 +61,6 @@ impl Activations {
         fill: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
         self.resize(rows, width);
-        let rows_per_chunk = (4096 / width.max(1)).max(1);
         let is_quantized = self.is_quantized;
         let blocks = if is_quantized { width / BLOCK_INPUTS } else { 0 };
         let values = SharedSlice::new(&mut self.values);
@@ -69,24 +68,22 @@ impl Activations {
         let scales = SharedSlice::new(&mut self.scales);
         let sums = SharedSlice::new(&mut self.sums);
         let scaled_sums = SharedSlice::new(&mut self.scaled_sums);
-        pool.run(rows.div_ceil(rows_per_chunk), &|chunk, _| {
-            for row in chunk * rows_per_chunk..rows.min((chunk + 1) * rows_per_chunk) {
-                // SAFETY: each row belongs to one chunk.
-                let values = unsafe { values.part(row * width..(row + 1) * width) };
-                fill(row, values);
-                if is_quantized {
-                    let block_range = row * blocks..(row + 1) * blocks;
-                    // SAFETY: as above, for the other slices.
-                    let to = unsafe {
-                        QuantizedRow {
-                            quants: quants.part(block_range.clone()),
-                            scales: scales.part(block_range.clone()),
-                            sums: sums.part(row * blocks * 2..(row + 1) * blocks * 2),
-                            scaled_sums: scaled_sums.part(block_range),
-                        }
-                    };
-                    dispatch!(isa, quantize_row(values: &[f32] = values, to: QuantizedRow<'_> = to));
-                }
+        pool.run_rows(rows, width, &|row| {
+            // SAFETY: each row is visited once.
+            let values = unsafe { values.part(row * width..(row + 1) * width) };
+            fill(row, values);
+            if is_quantized {
+                let block_range = row * blocks..(row + 1) * blocks;
+                // SAFETY: as above, for the other slices.
+                let to = unsafe {
+                    QuantizedRow {
+                        quants: quants.part(block_range.clone()),
+                        scales: scales.part(block_range.clone()),
+                        sums: sums.part(row * blocks * 2..(row + 1) * blocks * 2),
+                        scaled_sums: scaled_sums.part(block_range),
+                    }
+                };
+                dispatch!(isa, quantize_row(values: &[f32] = values, to: QuantizedRow<'_> = to));
             }
         });
     }

@@ -122,22 +122,33 @@ impl ThreadPool {
         assert!(!worker_panicked, "a worker thread panicked");
     }
 
+    /// Calls `job(row_index)` for each of `num_rows` rows of `width` elements; few rows stay on the calling thread.
+    ///
+    /// # Panics
+    /// If `job` panics.
+    pub(crate) fn run_rows(&self, num_rows: usize, width: usize, job: &(dyn Fn(usize) + Sync)) {
+        /// Elements that are worth a thread's attention.
+        const CHUNK_LEN: usize = 4096;
+        let wanted = (num_rows * width).div_ceil(CHUNK_LEN);
+        let num_chunks = if wanted > 1 { wanted.next_multiple_of(self.num_threads()).min(num_rows) } else { wanted };
+        self.run(num_chunks, &|chunk, _| {
+            for row in chunk * num_rows / num_chunks..(chunk + 1) * num_rows / num_chunks {
+                job(row);
+            }
+        });
+    }
+
     /// Calls `job(row_index, row)` for each row of `rows`, `[_, width]`.
     ///
     /// # Panics
     /// When `rows` is not a whole number of rows, or if `job` panics.
     pub fn for_each_row<T: Send>(&self, rows: &mut [T], width: usize, job: &(dyn Fn(usize, &mut [T]) + Sync)) {
-        /// Elements of a chunk: enough to be worth a thread's attention.
-        const CHUNK_LEN: usize = 4096;
         assert!(rows.len().is_multiple_of(width.max(1)), "{} elements in rows of {width}", rows.len());
         let num_rows = rows.len() / width.max(1);
-        let rows_per_chunk = (CHUNK_LEN / width.max(1)).max(1);
         let shared = SharedSlice::new(rows);
-        self.run(num_rows.div_ceil(rows_per_chunk), &|chunk, _| {
-            for row in chunk * rows_per_chunk..num_rows.min((chunk + 1) * rows_per_chunk) {
-                // SAFETY: each row belongs to one chunk.
-                job(row, unsafe { shared.part(row * width..(row + 1) * width) });
-            }
+        self.run_rows(num_rows, width, &|row| {
+            // SAFETY: each row is visited once.
+            job(row, unsafe { shared.part(row * width..(row + 1) * width) });
         });
     }
 

@@ -6,7 +6,7 @@ use forestream_kernels::Visible;
 
 use crate::{NodeId, Row};
 
-/// Nodes that share one sweep over the cache; more would only lengthen the work of one thread.
+/// Nodes that share one sweep over the cache, at most; more would only lengthen the work of one thread.
 const NODES_PER_TILE: usize = 8;
 
 /// All nodes of a pass, sequence after sequence. Buffers are reused between passes.
@@ -96,11 +96,13 @@ impl Batch {
         Visible { contiguous: committed + in_place, first_scattered, num_scattered }
     }
 
+    /// Cuts sequences of up to twice a tile's nodes in two, so that threads find tasks of equal size.
     fn cut_tiles(&mut self) {
         self.tiles.clear();
         for (index, rows) in self.sequences.iter().enumerate() {
-            for start in rows.clone().step_by(NODES_PER_TILE) {
-                self.tiles.push((index, start..rows.end.min(start + NODES_PER_TILE)));
+            let nodes = rows.len().div_ceil(2).clamp(NODES_PER_TILE / 2, NODES_PER_TILE);
+            for start in rows.clone().step_by(nodes) {
+                self.tiles.push((index, start..rows.end.min(start + nodes)));
             }
         }
     }
