@@ -531,15 +531,19 @@ mod tests {
         for (head_dim, len) in [(8, 1), (64, 5), (64, 77), (80, 64), (128, 100)] {
             let content: Vec<u32> = (0..len).collect();
             let cache = Cache::new(head_dim, &content);
-            let queries = queries(3, head_dim);
-            let visible = [seen(len as usize)]; // three queries of one node
-            let portable = run(Isa::PORTABLE, &cache, &queries, &visible, &[]);
-            for isa in Isa::available() {
-                assert_eq!(run(isa, &cache, &queries, &visible, &[]), portable, "{} {head_dim} {len}", isa.name());
-            }
-            for (query, got) in queries.chunks(head_dim).zip(portable.chunks(head_dim)) {
-                for (got, exact) in got.iter().zip(formula(&cache, query, len as usize)) {
-                    assert!((f64::from(*got) - exact).abs() < 1e-6, "{got}, not {exact}");
+            let visible = [seen(len as usize)]; // all queries are of one node
+            // Up to `DIRECT_QUERIES` read the cache as it is, more widen it; both leave groups of one, two and three.
+            for num_queries in [1, 2, 3, 5, 7, 12] {
+                let queries = queries(num_queries, head_dim);
+                let portable = run(Isa::PORTABLE, &cache, &queries, &visible, &[]);
+                for isa in Isa::available() {
+                    let got = run(isa, &cache, &queries, &visible, &[]);
+                    assert_eq!(got, portable, "{} {head_dim} {len} {num_queries}", isa.name());
+                }
+                for (query, got) in queries.chunks(head_dim).zip(portable.chunks(head_dim)) {
+                    for (got, exact) in got.iter().zip(formula(&cache, query, len as usize)) {
+                        assert!((f64::from(*got) - exact).abs() < 1e-6, "{got}, not {exact}");
+                    }
                 }
             }
         }
@@ -567,10 +571,13 @@ mod tests {
         for isa in Isa::available() {
             let chain = run(isa, &Cache::new(head_dim, &path), &query, &[seen(47)], &[]);
             let node = Visible { contiguous: 43, first_scattered: 0, num_scattered: 4 };
-            let both = [query.clone(), queries(2, head_dim)].concat();
-            let tree = run(isa, &Cache::new(head_dim, &scattered), &both, &[node, seen(50), seen(50)], &slots);
-            assert_eq!(tree[..head_dim], chain, "{}", isa.name());
-            assert_ne!(tree[head_dim..2 * head_dim], chain);
+            for num_others in [2, DIRECT_QUERIES] {
+                let all = [query.clone(), queries(num_others, head_dim)].concat();
+                let visible = [vec![node], vec![seen(50); num_others]].concat();
+                let tree = run(isa, &Cache::new(head_dim, &scattered), &all, &visible, &slots);
+                assert_eq!(tree[..head_dim], chain, "{} among {num_others}", isa.name());
+                assert_ne!(tree[head_dim..2 * head_dim], chain);
+            }
         }
     }
 }

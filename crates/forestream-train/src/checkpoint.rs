@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use crate::TrainError;
 use crate::adamw::{AdamW, Named};
 use crate::evaluate::Evaluation;
+use crate::export::Origin;
 
 /// The name of a checkpoint in the output directory.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -45,6 +46,8 @@ pub(crate) struct Progress {
 pub(crate) struct Checkpoint {
     /// What the run was asked for: settings, streams, model and data, by name.
     pub(crate) run: Map<String, Value>,
+    /// Who began the run, and from what.
+    pub(crate) origin: Origin,
     pub(crate) progress: Progress,
     pub(crate) weights: Named,
     pub(crate) optimizer: AdamW,
@@ -53,6 +56,7 @@ pub(crate) struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 struct State {
     run: Map<String, Value>,
+    origin: Origin,
     progress: Progress,
 }
 
@@ -93,7 +97,7 @@ impl Checkpoint {
             let view = TensorView::new(Dtype::F32, vec![bytes.len() / size_of::<f32>()], bytes);
             (name.as_str(), view.expect("as many bytes as the shape asks for"))
         });
-        let state = State { run: self.run.clone(), progress: self.progress.clone() };
+        let state = State { run: self.run.clone(), origin: self.origin.clone(), progress: self.progress.clone() };
         let state = serde_json::to_string(&state).expect("the state is plain data");
         safetensors::serialize(views, Some([(STATE.to_owned(), state)].into_iter().collect()))
             .expect("names are distinct")
@@ -114,7 +118,7 @@ impl Checkpoint {
     fn from_safetensors(bytes: &[u8]) -> Result<Self, String> {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
         let state = metadata.metadata().as_ref().and_then(|metadata| metadata.get(STATE)).ok_or("it has no state")?;
-        let State { run, progress } = serde_json::from_str(state).map_err(|error| error.to_string())?;
+        let State { run, origin, progress } = serde_json::from_str(state).map_err(|error| error.to_string())?;
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
         let mut parts = [Named::new(), Named::new(), Named::new()];
         for (name, view) in tensors.iter() {
@@ -128,7 +132,7 @@ impl Checkpoint {
         if lens(&weights) != lens(&first_moments) || lens(&weights) != lens(&second_moments) {
             return Err("weights and moments differ in shape".to_owned());
         }
-        Ok(Self { run, progress, weights, optimizer: AdamW { first_moments, second_moments } })
+        Ok(Self { run, origin, progress, weights, optimizer: AdamW { first_moments, second_moments } })
     }
 
     /// Checks that the run is the one that is asked for now.
@@ -160,7 +164,13 @@ mod tests {
         optimizer.update(&mut weights.clone(), &weights, &|_| 0.1, 1);
         let progress = Progress { step: 3, place: 40, num_positions: 1234, seconds: 0.1 + 0.2, ..Progress::default() };
         let run = serde_json::json!({"lr": 0.002, "data": "abc"}).as_object().unwrap().clone();
-        Checkpoint { run, progress, weights, optimizer }
+        Checkpoint {
+            run,
+            origin: Origin { command: "train".to_owned(), ..Origin::default() },
+            progress,
+            weights,
+            optimizer,
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use forestream_model::streams::{AdapterConfig, StreamIdentity};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::data::Dataset;
@@ -14,8 +14,8 @@ use crate::settings::TrainSettings;
 /// File with what made the adapter, for programs.
 pub const PROVENANCE: &str = "provenance.json";
 
-/// Who made the adapter.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+/// Who made the adapter. A resumed run keeps that of its beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The command line.
     pub command: String,

@@ -381,6 +381,7 @@ impl Trainer {
     fn save_checkpoint(&self) -> Result<(), TrainError> {
         let checkpoint = Checkpoint {
             run: self.identity(),
+            origin: self.origin.clone(),
             progress: self.progress.clone(),
             weights: self.weights.clone(),
             optimizer: self.optimizer.clone(),
@@ -395,6 +396,7 @@ impl Trainer {
         }
         let checkpoint = Checkpoint::load(&path)?;
         checkpoint.check_run(&self.identity(), &path)?;
+        self.origin = checkpoint.origin;
         self.progress = checkpoint.progress;
         self.weights = checkpoint.weights;
         self.optimizer = checkpoint.optimizer;

@@ -92,7 +92,11 @@ fn job<'a>(base: &'a Checkpoint, output: &Path, settings: TrainSettings) -> Trai
         output: output.to_owned(),
         fitted: None,
         initial: None,
-        origin: Origin { command: "forestream train".to_owned(), ..Origin::default() },
+        origin: Origin {
+            command: "forestream train".to_owned(),
+            previous: Some("the adapter before".into()),
+            ..Origin::default()
+        },
     }
 }
 
@@ -152,6 +156,10 @@ fn tensors(output: &Path) -> Vec<(String, Vec<u8>)> {
     let mut tensors: Vec<_> = file.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec())).collect();
     tensors.sort();
     tensors
+}
+
+fn provenance(output: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(output.join("provenance.json")).unwrap()).unwrap()
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -293,8 +301,13 @@ fn check_resume(change: Change) {
         let outcome = Trainer::new(job(&base, &output, settings(10))).unwrap().run(Start::Fresh, &mut watcher).unwrap();
         assert_eq!(outcome, Outcome::Stopped(stop_after));
         let mut watcher = Watcher::default();
-        Trainer::new(job(&base, &output, settings(10))).unwrap().run(Start::Resume, &mut watcher).unwrap();
+        let command = "forestream train --resume".to_owned();
+        let resumed = TrainJob { origin: Origin { command, ..Origin::default() }, ..job(&base, &output, settings(10)) };
+        Trainer::new(resumed).unwrap().run(Start::Resume, &mut watcher).unwrap();
         assert_eq!(watcher.reports[0].step, stop_after + 1);
+        for name in ["command", "previous"] {
+            assert_eq!(provenance(&output)[name], provenance(&whole)[name], "{name} after a stop at {stop_after}");
+        }
         assert!(tensors(&output) == tensors(&whole), "weights and moments differ after a stop at {stop_after}");
         let weights = |output: &PathBuf| std::fs::read(output.join("adapter_model.safetensors")).unwrap();
         assert!(weights(&output) == weights(&whole), "adapters differ after a stop at {stop_after}");
