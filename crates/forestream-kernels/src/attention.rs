@@ -10,7 +10,7 @@ use half::f16;
 
 use crate::math::exp;
 use crate::prefetch::prefetch;
-use crate::simd::{Isa, LANES, Simd, dispatch, fold_sum};
+use crate::simd::{Element, Isa, LANES, Simd, dispatch, fold_sum};
 
 /// Slots per cache block.
 pub const BLOCK_SLOTS: usize = 32;
@@ -154,40 +154,6 @@ unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, ou
                 row[channel] *= factor;
             }
         }
-    }
-}
-
-/// What a block of keys or values consists of: numbers as the cache stores them, or widened ones.
-trait Element: Copy {
-    /// Sixteen lanes.
-    ///
-    /// # Safety
-    /// As for [`Simd`]; 16 elements at `from`.
-    unsafe fn load<S: Simd>(from: *const Self) -> S::F32;
-    fn to_f32(self) -> f32;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
-        // SAFETY: as the caller's.
-        unsafe { S::load(from) }
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
-        // SAFETY: as the caller's.
-        unsafe { S::load_f16(from) }
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        Self::to_f32(self)
     }
 }
 
@@ -347,7 +313,7 @@ unsafe fn mix_values<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratc
 
 /// Adds what one block of values, `[32, head_dim]`, gives to each node's queries.
 #[inline(always)]
-unsafe fn mix_block<S: Simd, E: Element>(
+unsafe fn mix_block<S: Simd, E: Element + Into<f32>>(
     job: &Attention<'_>,
     block_index: usize,
     values: &[E],
@@ -401,7 +367,7 @@ impl Sums {
 
 /// Adds `values`, `[keys, head_dim]`, with their weights, in order, to each row.
 #[inline(always)]
-unsafe fn add_values<S: Simd, E: Element>(values: &[E], sums: Sums) {
+unsafe fn add_values<S: Simd, E: Element + Into<f32>>(values: &[E], sums: Sums) {
     let mut row = 0;
     while row < sums.num_rows {
         let len = GROUP_QUERIES.min(sums.num_rows - row);
@@ -419,7 +385,7 @@ unsafe fn add_values<S: Simd, E: Element>(values: &[E], sums: Sums) {
 
 /// [`add_values`] for `N` rows, which share the reading of values.
 #[inline(always)]
-unsafe fn add_to_rows<S: Simd, E: Element, const N: usize>(values: &[E], sums: Sums) {
+unsafe fn add_to_rows<S: Simd, E: Element + Into<f32>, const N: usize>(values: &[E], sums: Sums) {
     let mut channel = 0;
     // SAFETY: called through `dispatch!`; channels stay within rows of `head_dim`.
     unsafe {
@@ -436,7 +402,7 @@ unsafe fn add_to_rows<S: Simd, E: Element, const N: usize>(values: &[E], sums: S
                 let x = sums.rows.add(row * sums.head_dim + channel);
                 for key in 0..values.len() / sums.head_dim {
                     let weight = *sums.weights.add(row * sums.num_slots + key);
-                    *x = weight.mul_add(values[key * sums.head_dim + channel].to_f32(), *x);
+                    *x = weight.mul_add(values[key * sums.head_dim + channel].into(), *x);
                 }
             }
             channel += 1;

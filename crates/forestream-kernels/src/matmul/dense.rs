@@ -4,7 +4,7 @@ use half::f16;
 
 use crate::formats::Format;
 use crate::packed::layout::TILE_ROWS;
-use crate::simd::{Isa, Simd, dispatch};
+use crate::simd::{Element, Isa, Simd, dispatch};
 
 use super::tile::TileRange;
 
@@ -32,31 +32,10 @@ unsafe fn multiply_format<V: Simd, const N: usize>(format: Format, rows: [&[f32]
     }
 }
 
-/// A stored weight.
-trait Element: Sized {
-    /// Reads 16 weights at `from`.
-    unsafe fn load<V: Simd>(from: *const Self) -> V::F32;
-}
-
 /// A bfloat16 number by its bits.
+#[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Bf16Bits(u16);
-
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load<V: Simd>(from: *const Self) -> V::F32 {
-        // SAFETY: as the caller's.
-        unsafe { V::load(from) }
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    unsafe fn load<V: Simd>(from: *const Self) -> V::F32 {
-        // SAFETY: as the caller's.
-        unsafe { V::load_f16(from) }
-    }
-}
 
 impl Element for Bf16Bits {
     #[inline(always)]

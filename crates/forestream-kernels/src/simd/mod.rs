@@ -64,6 +64,31 @@ pub(crate) trait Simd: Copy {
     }
 }
 
+/// A number as it is stored, which is computed with in `f32`.
+pub(crate) trait Element: Copy {
+    /// Reads 16 of them.
+    ///
+    /// # Safety
+    /// As for [`Simd`]; 16 elements at `from`.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
+        // SAFETY: as the caller's.
+        unsafe { S::load(from) }
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
+        // SAFETY: as the caller's.
+        unsafe { S::load_f16(from) }
+    }
+}
+
 /// Sums lanes in the canonical order: 16 to 8 to 4 to 2 to 1, low half plus high half.
 #[inline(always)]
 pub(crate) fn fold_sum(mut lanes: [f32; LANES]) -> f32 {
