@@ -96,8 +96,11 @@ impl Attention<'_> {
 
     /// What a query sees.
     fn visible_to(&self, query_index: usize) -> Visible {
-        let per_node = self.queries.len() / self.head_dim / self.visible.len();
-        self.visible[query_index / per_node]
+        self.visible[query_index / self.queries_per_node()]
+    }
+
+    fn queries_per_node(&self) -> usize {
+        self.queries.len() / self.head_dim / self.visible.len()
     }
 
     fn scattered_of(&self, visible: Visible) -> &[u32] {
@@ -136,7 +139,10 @@ unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, ou
     let num_queries = job.queries.len() / head_dim;
     // SAFETY: called through `dispatch!`; `run` has sized the buffers.
     unsafe {
-        score::<S>(&job, scratch);
+        if num_slots > 0 {
+            prefetch(job.blocks.block(0).1); // values come right after the keys
+        }
+        sweep::<S, _>(&job, &mut scratch.block, &mut Scores(&mut scratch.weights));
         for query in 0..num_queries {
             let visible = job.visible_to(query);
             let weights = &mut scratch.weights[query * num_slots..][..num_slots];
@@ -146,7 +152,9 @@ unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, ou
             }
             scratch.sums[query] = softmax_numerators::<S>(&mut weights[..visible.num_keys()]);
         }
-        mix_values::<S>(&job, scratch, output);
+        output.fill(0.0);
+        let mut mix = Mix { weights: &scratch.weights, output };
+        sweep::<S, _>(&job, &mut scratch.block, &mut mix);
         for query in 0..num_queries {
             let factor = 1.0 / scratch.sums[query];
             let row = &mut output[query * head_dim..][..head_dim];
@@ -168,23 +176,65 @@ unsafe fn widen<S: Simd>(from: &[f16], to: &mut [f32]) {
     }
 }
 
-/// Scores of every query against every slot up to the last one that it or a neighbour sees.
+/// What is done with each block of keys, or of values, in order.
+trait Sweep {
+    /// The half of a block that it reads.
+    fn half(blocks: &dyn HeadBlocks, block_index: usize) -> &[f16];
+
+    /// # Safety
+    /// As for [`Simd`]; `run` has sized the buffers for `job`.
+    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Attention<'_>, block_index: usize, block: &[E]);
+}
+
+/// Scores of every query against every slot up to the last one that it or a neighbour sees, `[queries, slots]`.
+struct Scores<'a>(&'a mut [f32]);
+
+impl Sweep for Scores<'_> {
+    #[inline(always)]
+    fn half(blocks: &dyn HeadBlocks, block_index: usize) -> &[f16] {
+        blocks.block(block_index).0
+    }
+    #[inline(always)]
+    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Attention<'_>, block_index: usize, block: &[E]) {
+        // SAFETY: as the caller's.
+        unsafe { score_queries::<S, E>(job, block_index, block, self.0) };
+    }
+}
+
+/// Sums of values with `weights`, in path order: block by block, in each its contiguous slots and then its scattered ones.
+struct Mix<'a> {
+    weights: &'a [f32],
+    output: &'a mut [f32],
+}
+
+impl Sweep for Mix<'_> {
+    #[inline(always)]
+    fn half(blocks: &dyn HeadBlocks, block_index: usize) -> &[f16] {
+        blocks.block(block_index).1
+    }
+    #[inline(always)]
+    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Attention<'_>, block_index: usize, block: &[E]) {
+        // SAFETY: as the caller's.
+        unsafe { mix_block::<S, E>(job, block_index, block, self.weights, self.output) };
+    }
+}
+
+/// Goes over all blocks, and asks for each while the one before is worked on; `widened` has room for one.
 #[inline(always)]
-unsafe fn score<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch) {
+unsafe fn sweep<S: Simd, W: Sweep>(job: &Attention<'_>, widened: &mut [f32], work: &mut W) {
     let num_blocks = job.num_slots() / BLOCK_SLOTS;
-    prefetch(job.blocks.block(0).1); // values come right after
     for block_index in 0..num_blocks {
-        let keys = job.blocks.block(block_index).0;
+        let block = W::half(job.blocks, block_index);
         if block_index + 1 < num_blocks {
-            prefetch(job.blocks.block(block_index + 1).0);
+            prefetch(W::half(job.blocks, block_index + 1));
         }
         // SAFETY: called through `dispatch!`; `run` has sized the buffers.
         unsafe {
             if job.reads_directly() {
-                score_queries::<S, f16>(job, block_index, keys, &mut scratch.weights);
+                work.block::<S, f16>(job, block_index, block);
             } else {
-                widen::<S>(keys, &mut scratch.block);
-                score_queries::<S, f32>(job, block_index, &scratch.block, &mut scratch.weights);
+                widen::<S>(block, widened);
+                work.block::<S, f32>(job, block_index, widened);
             }
         }
     }
@@ -289,28 +339,6 @@ fn fold_max(lanes: [f32; LANES]) -> f32 {
     largest
 }
 
-/// Sums values, weighted, in path order: block by block, in each its contiguous slots and then its scattered ones.
-#[inline(always)]
-unsafe fn mix_values<S: Simd>(job: &Attention<'_>, scratch: &mut AttentionScratch, output: &mut [f32]) {
-    let num_blocks = job.num_slots() / BLOCK_SLOTS;
-    output.fill(0.0);
-    for block_index in 0..num_blocks {
-        let values = job.blocks.block(block_index).1;
-        if block_index + 1 < num_blocks {
-            prefetch(job.blocks.block(block_index + 1).1);
-        }
-        // SAFETY: called through `dispatch!`; `run` has sized the buffers.
-        unsafe {
-            if job.reads_directly() {
-                mix_block::<S, f16>(job, block_index, values, &scratch.weights, output);
-            } else {
-                widen::<S>(values, &mut scratch.block);
-                mix_block::<S, f32>(job, block_index, &scratch.block, &scratch.weights, output);
-            }
-        }
-    }
-}
-
 /// Adds what one block of values, `[32, head_dim]`, gives to each node's queries.
 #[inline(always)]
 unsafe fn mix_block<S: Simd, E: Element + Into<f32>>(
@@ -321,7 +349,7 @@ unsafe fn mix_block<S: Simd, E: Element + Into<f32>>(
     output: &mut [f32],
 ) {
     let (head_dim, num_slots, first_slot) = (job.head_dim, job.num_slots(), block_index * BLOCK_SLOTS);
-    let per_node = job.queries.len() / head_dim / job.visible.len();
+    let per_node = job.queries_per_node();
     for node in 0..job.visible.len() {
         let visible = job.visible[node];
         let weights = &weights[node * per_node * num_slots..][..per_node * num_slots];

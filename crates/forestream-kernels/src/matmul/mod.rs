@@ -49,7 +49,9 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedM
             if !tiles.is_empty() {
                 let tiles = tiles.start - first_tile..tiles.end - first_tile;
                 let output = shared.start().wrapping_add(first_column + tiles.start * TILE_ROWS);
-                multiply_tiles(isa, input, part, TileRange::new(part, tiles, output, stride));
+                // SAFETY: `output` holds `stride` sums for each row, and a tile's belong to the chunk that computes it.
+                let tiles = unsafe { TileRange::new(part, tiles, output, stride) };
+                multiply_tiles(isa, input, part, tiles);
             }
             first_tile = end;
             first_column += part.rows();
@@ -73,7 +75,8 @@ pub fn add_product(isa: Isa, input: &[f32], matrix: &PackedMatrix, output: &mut 
     assert!(!matrix.format().is_quantized(), "a dense matrix");
     for (tile_index, output) in output.chunks_mut(TILE_ROWS).enumerate() {
         let mut sums = [0.0; TILE_ROWS];
-        let tiles = TileRange::new(matrix, tile_index..tile_index + 1, sums.as_mut_ptr(), 0);
+        // SAFETY: one row of one tile, whose 16 sums are here.
+        let tiles = unsafe { TileRange::new(matrix, tile_index..tile_index + 1, sums.as_mut_ptr(), 0) };
         dense_tiles(isa, matrix.format(), [input], tiles);
         for (output, sum) in output.iter_mut().zip(&sums) {
             *output += sum;

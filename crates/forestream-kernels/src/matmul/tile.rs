@@ -30,7 +30,10 @@ pub(super) struct TileRange<'a> {
 
 impl<'a> TileRange<'a> {
     /// The given tiles of `matrix`; `output` points to where the first sum goes.
-    pub(super) fn new(matrix: &'a PackedMatrix, tiles: Range<usize>, output: *mut f32, stride: usize) -> Self {
+    ///
+    /// # Safety
+    /// While the range is in use, the outputs of its tiles, for every row that it is used with, belong to the caller.
+    pub(super) unsafe fn new(matrix: &'a PackedMatrix, tiles: Range<usize>, output: *mut f32, stride: usize) -> Self {
         let num_outputs = matrix.rows().min(tiles.end * TILE_ROWS) - tiles.start * TILE_ROWS;
         Self { bytes: matrix.tile(tiles.start), tile_bytes: matrix.tile_bytes(), num_outputs, output, stride }
     }
@@ -48,11 +51,11 @@ impl<'a> TileRange<'a> {
     /// Writes the 16 sums of a tile for one row of activations.
     ///
     /// # Safety
-    /// As for [`Simd`](crate::simd::Simd); the outputs belong to the caller.
+    /// As for [`Simd`]; the tile and the row are among those that the range was made for.
     #[inline(always)]
     pub(super) unsafe fn store<V: Simd>(&self, tile_index: usize, row: usize, sums: V::F32) {
         let len = self.num_outputs - tile_index * TILE_ROWS;
-        // SAFETY: the caller's promise; a last tile writes only the outputs that there are.
+        // SAFETY: as [`Self::new`] demands; a last tile writes only the outputs that there are.
         unsafe {
             let to = self.output.add(row * self.stride + tile_index * TILE_ROWS);
             if len >= TILE_ROWS {
