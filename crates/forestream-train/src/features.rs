@@ -21,14 +21,14 @@ use crate::trace_memory::{LayerTrace, Trace, TraceMemory};
 
 /// Tokens of a pass.
 const PASS_LEN: usize = 256;
-/// Positions of a segment, the least that a core takes: few, so that an answer gives work to several.
-const SEGMENT_LEN: usize = 32;
 
 /// The frozen model, which makes segments of examples.
 pub(crate) struct FeatureExtractor {
     model: CpuModel,
     first_layer: usize,
     num_streams: usize,
+    /// The most positions of a segment.
+    segment_len: usize,
     /// The tokens whose probabilities streams learn from; none where they learn from the text.
     taught: Option<Vec<TokenId>>,
     /// The cache of the last text: most prompts begin alike, and what they share is not computed again.
@@ -46,7 +46,8 @@ pub(crate) struct Stretch {
 }
 
 impl FeatureExtractor {
-    /// Loads the frozen model; layers from `first_layer` on are trained. Nothing is kept for later epochs.
+    /// Loads the frozen model; layers from `first_layer` on are trained. Segments are whole examples, and nothing is kept
+    /// for later epochs.
     ///
     /// # Errors
     /// As [`CpuModel::load`].
@@ -59,7 +60,13 @@ impl FeatureExtractor {
         let mut model = CpuModel::load(checkpoint, options)?;
         model.keep_boundary(first_layer);
         let memory = TraceMemory::new(0);
-        Ok(Self { model, first_layer, num_streams, taught: None, last: None, last_boundary: Vec::new(), memory })
+        let (segment_len, last_boundary) = (usize::MAX, Vec::new());
+        Ok(Self { model, first_layer, num_streams, segment_len, taught: None, last: None, last_boundary, memory })
+    }
+
+    /// Cuts examples into segments of at most `segment_len` positions.
+    pub(crate) fn cut(&mut self, segment_len: usize) {
+        self.segment_len = segment_len;
     }
 
     /// Keeps what is computed for later epochs, up to `max_bytes`.
@@ -102,9 +109,9 @@ impl FeatureExtractor {
             let trace = self.run(text, first, end)?;
             self.memory.keep(example, trace)
         };
-        let starts = (first..end).step_by(SEGMENT_LEN);
+        let starts = (first..end).step_by(self.segment_len);
         let stretch = |start: usize| {
-            let positions = start..(start + SEGMENT_LEN).min(end);
+            let positions = start..start.saturating_add(self.segment_len).min(end);
             Stretch {
                 teacher: self.teacher(&trace, first, &positions),
                 segment: self.segment(&text, &trace, first, positions),

@@ -14,9 +14,6 @@ use crate::settings::TrainSettings;
 use crate::targets::{Target, Targets};
 use crate::workers::Workers;
 
-/// Rows of a part: few enough that a step of one answer has work for several cores, and enough for large products.
-const PART_ROWS: usize = 128;
-
 /// What the rows of a batch gave.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct BatchScore {
@@ -78,7 +75,7 @@ impl Step<'_> {
         let scales = Scales::of(&pieces, self.settings);
         let mut score = BatchScore::new(self.base.adapter().streams.num_streams);
         let mut sums = Named::new();
-        for result in self.workers.map(parts(pieces), |part| self.part(part, &scales)) {
+        for result in self.workers.map(parts(pieces, self.workers.part_rows()), |part| self.part(part, &scales)) {
             let (part_score, gradients) = result?;
             score.add(&part_score);
             add(&mut sums, gradients);
@@ -123,12 +120,12 @@ struct Part {
     main_targets: Vec<TokenId>,
 }
 
-/// Cuts a step into parts of consecutive pieces, of at most [`PART_ROWS`] rows or of one piece.
-fn parts(pieces: Vec<Piece>) -> Vec<Part> {
+/// Cuts a step into parts of consecutive pieces, of at most `max_rows` rows or of one piece.
+fn parts(pieces: Vec<Piece>, max_rows: usize) -> Vec<Part> {
     let (mut parts, mut num_rows) = (Vec::<Part>::new(), 0);
     for piece in pieces {
         num_rows += piece.num_rows();
-        if parts.is_empty() || num_rows > PART_ROWS {
+        if parts.is_empty() || num_rows > max_rows {
             parts.push(Part::default());
             num_rows = piece.num_rows();
         }
@@ -181,7 +178,7 @@ mod tests {
     use crate::pieces::PieceMaker;
     use crate::settings::{JointSettings, Preset};
 
-    /// Hands a joint step with these settings, and what makes its pieces, to `check`.
+    /// Hands a step with these settings, and what makes its pieces, to `check`.
     fn with_step(settings: &TrainSettings, check: impl FnOnce(&Step<'_>, &mut PieceMaker<'_>)) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
         let checkpoint = Checkpoint::open(&path).unwrap();
@@ -195,13 +192,13 @@ mod tests {
         let config = AdapterConfig {
             format_version: ADAPTER_FORMAT_VERSION,
             base_model,
-            mode: TrainingMode::Joint,
+            mode: if settings.joint.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless },
             streams,
             lora: Some(lora),
-            main_lora: Some(Preset::main_lora(2)),
+            main_lora: settings.joint.as_ref().map(|_| Preset::main_lora(2)),
             calibration: Vec::new(),
         };
-        let (device, workers) = (Device::flex(), Workers::new(2).unwrap());
+        let (device, workers) = (Device::flex(), Workers::apart(2).unwrap());
         let base = StreamBase::load(&checkpoint, &config, &[], &device).unwrap();
         let mut features = FeatureExtractor::load(&checkpoint, base.first_layer(), 2, LoadOptions::default()).unwrap();
         let vocabulary = DraftRows::new(&[], checkpoint.config().vocab_size);
@@ -233,24 +230,40 @@ mod tests {
         with_step(&joint_settings(1.0, 0.3), |step, maker| {
             let mut pieces = || (1..20).flat_map(|index| maker.pieces(&example(index)).unwrap()).collect::<Vec<_>>();
             let scales = Scales::of(&pieces(), step.settings);
-            let mut whole = Part::default();
-            for piece in pieces() {
-                whole.inputs.push(piece.input);
-                whole.targets.push(piece.targets);
-                whole.main_targets.extend(piece.main_targets);
-            }
+            let whole = parts(pieces(), usize::MAX).pop().unwrap();
+            assert_eq!(whole.targets.len(), 19, "all pieces are one part");
             let (expected_score, expected) = step.part(whole, &scales).unwrap();
-            assert!(parts(pieces()).len() > 2);
+            assert!(parts(pieces(), step.workers.part_rows()).len() > 2);
             let (score, gradients) = step.gradients(pieces()).unwrap();
-            assert_eq!((score.streams.rows, score.main.rows), (expected_score.streams.rows, expected_score.main.rows));
-            assert!((score.streams.loss - expected_score.streams.loss).abs() < 1e-6);
-            assert_eq!(gradients.len(), expected.len());
-            for (name, values) in &gradients {
-                let difference = values.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                let size = expected[name].iter().fold(0.0_f32, |size, x| size.max(x.abs()));
-                assert!(difference <= 1e-4 * size, "{name}: {difference} of {size}");
-            }
+            assert_eq!(score.main.rows, expected_score.main.rows);
+            assert_same((&score, &gradients), (&expected_score, &expected));
         });
+    }
+
+    #[test]
+    fn segments_of_an_example_teach_what_the_whole_teaches() {
+        let example = Example { prompt: vec![1, 9], completion: (5..140).collect() };
+        with_step(&TrainSettings::default(), |step, maker| {
+            let whole = maker.pieces(&example).unwrap();
+            maker.features.cut(step.workers.segment_len());
+            let cut = maker.pieces(&example).unwrap();
+            assert_eq!((whole.len(), cut.len()), (1, 5));
+            let (expected_score, expected) = step.gradients(whole).unwrap();
+            let (score, gradients) = step.gradients(cut).unwrap();
+            assert_same((&score, &gradients), (&expected_score, &expected));
+        });
+    }
+
+    /// Up to the order of additions.
+    fn assert_same((score, gradients): (&BatchScore, &Named), (expected_score, expected): (&BatchScore, &Named)) {
+        assert_eq!(score.streams.rows, expected_score.streams.rows);
+        assert!((score.streams.loss / expected_score.streams.loss - 1.0).abs() < 1e-6);
+        assert_eq!(gradients.len(), expected.len());
+        for (name, values) in gradients {
+            let difference = values.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let size = expected[name].iter().fold(0.0_f32, |size, x| size.max(x.abs()));
+            assert!(difference <= 1e-4 * size, "{name}: {difference} of {size}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use forestream_burn::tensor::Device;
-use forestream_burn::{StreamBase, StreamWeights};
+use forestream_burn::{NamedDevice, StreamBase, StreamWeights};
 use forestream_model::streams::{Adapter, AdapterConfig, TrainingMode};
 use forestream_model::{Checkpoint as BaseCheckpoint, DecoderConfig, LoadOptions, TokenId};
 use serde_json::{Map, Value};
@@ -39,6 +39,8 @@ pub struct TrainJob<'a> {
     pub base: &'a BaseCheckpoint,
     /// How the engine runs it.
     pub load_options: LoadOptions,
+    /// What computes the trained rows and their gradients.
+    pub device: &'static NamedDevice,
     /// The streams; its draft vocabulary is chosen from the data.
     pub adapter: AdapterConfig,
     /// What is trained on.
@@ -129,11 +131,13 @@ impl Trainer {
             None => Vec::new(),
         };
         adapter.streams.draft_vocab_size = Some(draft_vocabulary.len()).filter(|&size| size > 0);
-        let device = Device::flex();
+        let device = job.device.open();
         let mut base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
         let num_streams = adapter.streams.num_streams;
-        let workers = Workers::new(job.load_options.num_threads)?;
+        let workers = if job.device.has_cores { Workers::apart } else { Workers::together };
+        let workers = workers(job.load_options.num_threads)?;
         let mut features = FeatureExtractor::load(job.base, base.first_layer(), num_streams, job.load_options)?;
+        features.cut(workers.segment_len());
         features.remember(job.trace_memory);
         if let Some(fitted) = &job.fitted {
             if job.settings.joint.is_some() {

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use forestream_burn::NamedDevice;
 use forestream_model::streams::{
     ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, StreamIdentity, TrainingMode,
 };
@@ -88,6 +89,7 @@ fn job<'a>(base: &'a Checkpoint, output: &Path, settings: TrainSettings) -> Trai
         training: counting("train.jsonl", 40),
         held_out: counting("dev.jsonl", 6),
         settings,
+        device: <&NamedDevice>::default(),
         trace_memory: 1 << 30,
         output: output.to_owned(),
         fitted: None,

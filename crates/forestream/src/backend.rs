@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use forestream_burn::{BurnModel, DEVICES, NamedDevice};
+use forestream_burn::{BurnModel, NamedDevice};
 use forestream_model::streams::Adapter;
 use forestream_model::{Checkpoint, CpuModel, LoadOptions, Model};
 
@@ -143,7 +143,7 @@ fn load_cpu(
 }
 
 fn device(options: &EngineOptions) -> &'static NamedDevice {
-    options.device.unwrap_or(&DEVICES[0])
+    options.device.unwrap_or_default()
 }
 
 fn load_burn(

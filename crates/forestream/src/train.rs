@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use forestream_burn::NamedDevice;
 use forestream_model::streams::{
     ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, StreamConfig, TrainingMode,
 };
@@ -48,6 +49,8 @@ pub struct TrainRequest {
     pub eval_split: f64,
     /// How to train.
     pub settings: TrainSettings,
+    /// What computes the trained rows and their gradients; the frozen ones are the engine's.
+    pub device: &'static NamedDevice,
     /// Bytes for what the frozen model computed of rows, for later epochs.
     pub trace_memory: usize,
     /// Directory of the adapter.
@@ -135,6 +138,7 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     Ok(Trainer::new(TrainJob {
         base: &checkpoint,
         load_options,
+        device: request.device,
         adapter,
         training,
         held_out,

@@ -45,7 +45,7 @@ fn one_command_makes_an_adapter_that_drafts() {
     );
     assert!(!output.exists(), "a dry run writes nothing");
 
-    let run = train(&sandbox, &data, &output, "");
+    let run = train(&sandbox, &data, &output, "--device flex");
     assert!(run.assert_success().stdout.contains("tokens per pass"), "{}", run.stdout);
     for expected in ["held out, step 4", "checkpoint of step 4", "positions/s"] {
         assert!(run.stderr.contains(expected), "{expected}: {}", run.stderr);
@@ -195,6 +195,7 @@ fn settings_and_places_that_cannot_be_used_are_errors() {
         ("--adapter nowhere", 1, "--init-from"),
         ("--lora-target-modules q_proj,x_proj", 2, "known are q_proj"),
         ("--objective mse", 2, "ce, kl, tv"),
+        ("--device abacus", 2, "this build does not have it; it has flex"),
         ("--task mt_bench", 1, "name its --completion-field"),
         ("--template {a} --task e2e", 2, "cannot be used with"),
         ("--template {a}", 2, "--completion-field"),

@@ -5,13 +5,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use forestream::NamedDevice;
 use forestream::dataset::Task;
 use forestream::train::{
     Draw, JointSettings, Objective, Origin, Preset, Projection, StreamIdentity, TaskRows, TrainRequest, TrainSettings,
 };
 
 use super::low::{ModelArgs, StoreArgs};
-use super::values::task;
+use super::values::{device, task};
 
 /// `train`.
 #[derive(Args, Clone, Debug)]
@@ -195,6 +196,10 @@ pub(crate) struct RunArgs {
     /// Steps between measurements on held-out rows
     #[arg(long, alias = "eval-every", value_name = "N", default_value_t = TrainSettings::default().eval_steps)]
     pub(crate) eval_steps: usize,
+    /// Device on which streams learn; what the frozen model computes for them is the engine's, on the processor [default: flex,
+    /// the processor]
+    #[arg(long, value_name = "NAME", value_parser = device)]
+    pub(crate) device: Option<&'static NamedDevice>,
     /// MiB for what the frozen model computed of rows, so that later epochs need not compute it again; 0 keeps nothing
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub(crate) cache_ram: usize,
@@ -288,6 +293,7 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
                 stream_loss_weight: args.main.stream_loss_weight,
             }),
         },
+        device: run.device.unwrap_or_default(),
         trace_memory: run.cache_ram.saturating_mul(1 << 20),
         output: args.output.clone(),
         adapter: args.model.adapter.clone(),
