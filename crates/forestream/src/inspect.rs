@@ -146,7 +146,7 @@ impl TensorLine {
         Self {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
-            format: tensor.format.to_string(),
+            format: tensor.storage.to_string(),
             bytes: tensor.num_bytes() as u64,
         }
     }
@@ -155,7 +155,7 @@ impl TensorLine {
 fn group(contents: &Contents) -> Vec<FormatGroup> {
     let mut groups: BTreeMap<String, FormatGroup> = BTreeMap::new();
     for tensor in contents.tensors() {
-        let format = tensor.format.to_string();
+        let format = tensor.storage.to_string();
         let empty = FormatGroup { format: format.clone(), num_tensors: 0, num_parameters: 0, bytes: 0 };
         let group = groups.entry(format).or_insert(empty);
         group.num_tensors += 1;

@@ -95,7 +95,7 @@ impl Keys<'_> {
     fn rope(&self, architecture: &Architecture, contents: &Contents) -> Result<RopeConfig, ModelError> {
         let theta = self.metadata.number(&self.key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_THETA);
         let scaling = match contents.tensor(ROPE_FACTORS) {
-            Some(tensor) => RopeScaling::Factors(contents.to_f32(tensor)),
+            Some(tensor) => RopeScaling::Factors(contents.to_f32(tensor)?),
             None => self.scaling()?,
         };
         Ok(RopeConfig { theta, style: architecture.gguf_rope_style, scaling })

@@ -1,7 +1,7 @@
 //! A model on disk that this build can run: configuration, and weights by their Hugging Face names.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use forestream_kernels::RowOrder;
@@ -37,10 +37,14 @@ impl Checkpoint {
     /// Makes a model of files that are open already.
     ///
     /// # Errors
-    /// An unknown architecture, or weights that do not fit the configuration.
+    /// An unknown architecture, weights that do not fit the configuration, or a format that this build cannot read.
     pub fn from_contents(contents: Contents) -> Result<Self, ModelError> {
         let (config, generation_defaults) = architectures::interpret(&contents)?;
         let indices = architectures::place_tensors(&contents, &config)?;
+        let in_file_order: BTreeSet<usize> = indices.values().copied().collect();
+        for index in in_file_order {
+            contents.format_of(&contents.tensors()[index])?;
+        }
         Ok(Self { contents, config, generation_defaults, indices, matrix_format: None })
     }
 
@@ -123,9 +127,9 @@ impl Checkpoint {
             return Err(ModelError::malformed(self.path(), format!("the weight `{name}` is missing")));
         };
         let tensor = &self.contents.tensors()[index];
-        let weight = Weight::of(&self.contents, tensor, name.to_owned());
+        let weight = Weight::of(&self.contents, tensor, name.to_owned())?;
         match self.matrix_format {
-            Some(format) if is_matrix(tensor) && format != tensor.format => weight.converted(format),
+            Some(format) if is_matrix(tensor) && format != weight.format => weight.converted(format),
             _ => Ok(weight),
         }
     }
@@ -178,10 +182,10 @@ pub struct Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
-    fn of(contents: &'a Contents, tensor: &TensorInfo, name: String) -> Self {
+    fn of(contents: &'a Contents, tensor: &TensorInfo, name: String) -> Result<Self, ModelError> {
         let (rows, cols) = tensor.rows_and_cols();
         let bytes = Cow::Borrowed(contents.bytes_of(tensor));
-        Self { name, format: tensor.format, rows, cols, bytes, file: contents.file_of(tensor) }
+        Ok(Self { name, format: contents.format_of(tensor)?, rows, cols, bytes, file: contents.file_of(tensor) })
     }
 
     /// The weight itself, if it has this shape.

@@ -13,6 +13,7 @@ use super::json::JsonFile;
 use super::llama2c::{self, Llama2cHeader};
 use super::mmap::MappedFile;
 use super::safetensors;
+use super::storage::Storage;
 use crate::ModelError;
 
 /// A tensor as its file has it.
@@ -23,7 +24,7 @@ pub struct TensorInfo {
     /// Sizes, rows first.
     pub shape: Vec<usize>,
     /// How the elements are stored.
-    pub format: Format,
+    pub storage: Storage,
     pub(super) file_index: usize,
     pub(super) range: Range<usize>,
 }
@@ -147,9 +148,26 @@ impl Contents {
     }
 
     /// All elements of `tensor`.
-    pub(crate) fn to_f32(&self, tensor: &TensorInfo) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// A format that this build cannot read.
+    pub(crate) fn to_f32(&self, tensor: &TensorInfo) -> Result<Vec<f32>, ModelError> {
         let mut values = vec![0.0; tensor.num_elements()];
-        tensor.format.dequantize_row(self.bytes_of(tensor), &mut values);
-        values
+        self.format_of(tensor)?.dequantize_row(self.bytes_of(tensor), &mut values);
+        Ok(values)
+    }
+
+    /// The format of `tensor`.
+    ///
+    /// # Errors
+    /// One that this build cannot read.
+    pub(super) fn format_of(&self, tensor: &TensorInfo) -> Result<Format, ModelError> {
+        tensor.storage.format().ok_or_else(|| {
+            let (name, storage) = (&tensor.name, tensor.storage);
+            let known = Format::ALL.map(Format::name).join(", ");
+            let problem =
+                format!("tensor `{name}` is stored as {storage}, which this build cannot read; take one of {known}");
+            ModelError::unsupported(self.file_of(tensor), problem)
+        })
     }
 }

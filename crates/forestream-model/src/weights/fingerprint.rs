@@ -20,7 +20,7 @@ pub(super) fn of(contents: &Contents, config: &DecoderConfig) -> String {
     // Every field is written with its length or on its own line, so that different tables cannot look alike.
     hasher.update(sizes(config));
     for tensor in &tensors {
-        hasher.update(format!("{:?} {:?} {}\n", tensor.name, tensor.shape, tensor.format));
+        hasher.update(format!("{:?} {:?} {}\n", tensor.name, tensor.shape, tensor.storage));
     }
     for tensor in tensors.iter().step_by(tensors.len().div_ceil(NUM_SAMPLES).max(1)) {
         let bytes = contents.bytes_of(tensor);

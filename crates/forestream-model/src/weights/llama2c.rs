@@ -8,6 +8,7 @@ use std::path::Path;
 use forestream_kernels::formats::Format;
 
 use super::contents::TensorInfo;
+use super::storage::Storage;
 use crate::ModelError;
 
 const HEADER_BYTES: usize = 7 * size_of::<i32>();
@@ -143,7 +144,13 @@ impl TensorTable {
         self.skip(shape.iter().product());
         if self.end <= self.file_len as u128 {
             let range = start as usize..self.end as usize;
-            self.tensors.push(TensorInfo { name, shape, format: Format::F32, file_index: 0, range });
+            self.tensors.push(TensorInfo {
+                name,
+                shape,
+                storage: Storage::Readable(Format::F32),
+                file_index: 0,
+                range,
+            });
         }
     }
 

@@ -11,6 +11,7 @@ mod json;
 mod llama2c;
 mod mmap;
 mod safetensors;
+mod storage;
 
 pub use checkpoint::{Checkpoint, Weight};
 pub(crate) use contents::Description;
@@ -19,3 +20,4 @@ pub use gguf::{GgufArray, GgufMetadata, GgufStrings, GgufValue};
 pub(crate) use json::JsonFile;
 pub(crate) use llama2c::Llama2cHeader;
 pub(crate) use mmap::MappedFile;
+pub use storage::{ForeignFormat, Storage};

@@ -12,6 +12,7 @@ use forestream_kernels::formats::Format;
 use super::contents::{Contents, Description, TensorInfo};
 use super::json::JsonFile;
 use super::mmap::MappedFile;
+use super::storage::Storage;
 use crate::ModelError;
 
 const CONFIG: &str = "config.json";
@@ -135,7 +136,8 @@ fn add_file(contents: &mut Contents, path: &Path) -> Result<(), ModelError> {
         })?;
         let (start, end) = info.data_offsets;
         let range = data_start + start..data_start + end;
-        contents.tensors.push(TensorInfo { shape: info.shape.clone(), name, format, file_index, range });
+        let storage = Storage::Readable(format);
+        contents.tensors.push(TensorInfo { shape: info.shape.clone(), name, storage, file_index, range });
     }
     contents.files.push(file);
     Ok(())

@@ -1,7 +1,7 @@
 //! Well-formed GGUF files.
 
 use forestream_kernels::formats::Format;
-use forestream_model::weights::{GgufArray, GgufValue};
+use forestream_model::weights::{Contents, GgufArray, GgufValue};
 use forestream_model::{Checkpoint, DecoderConfig, RopeConfig, RopeScaling, RopeStyle};
 use tempfile::tempdir;
 
@@ -239,6 +239,19 @@ fn wide() -> GgufWriter {
         writer.add(&name, dimensions);
     }
     writer
+}
+
+#[test]
+fn a_format_that_cannot_be_read_is_described_and_refused() {
+    let (directory, mut writer) = (tempdir().unwrap(), wide());
+    writer.tensor("blk.0.ffn_up.weight").type_id = 20;
+    let contents = Contents::open(&writer.write(directory.path())).unwrap();
+    let tensor = contents.tensors().iter().find(|tensor| tensor.name == "blk.0.ffn_up.weight").unwrap();
+    assert_eq!((tensor.storage.to_string().as_str(), tensor.num_bytes()), ("IQ4_NL", 64 * 18));
+    let error = Checkpoint::from_contents(contents).unwrap_err().to_string();
+    for part in [".gguf", "`blk.0.ffn_up.weight`", "IQ4_NL", "take one of F32, F16"] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
 }
 
 #[test]

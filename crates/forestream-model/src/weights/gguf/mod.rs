@@ -11,13 +11,12 @@ mod value;
 use std::collections::HashSet;
 use std::path::Path;
 
-use forestream_kernels::formats::Format;
-
 use self::cursor::Cursor;
 pub use self::metadata::GgufMetadata;
 use self::metadata::MIN_PAIR_BYTES;
 pub use self::value::{GgufArray, GgufStrings, GgufValue};
 use super::contents::TensorInfo;
+use super::storage::Storage;
 use crate::ModelError;
 
 /// The first four bytes of every file.
@@ -127,17 +126,16 @@ impl<'a> TensorEntry<'a> {
         file_len: usize,
     ) -> Result<TensorInfo, ModelError> {
         let Self { name, shape, type_id, offset } = self;
-        let format = Format::from_ggml_type(type_id).ok_or_else(|| {
-            let type_name = ggml_type_name(type_id);
-            let problem = format!("tensor `{name}` has type {type_id} ({type_name}), which this build cannot read");
+        let storage = Storage::from_ggml_type(type_id).ok_or_else(|| {
+            let problem = format!("tensor `{name}` has the unknown type {type_id}, so that its size is not known");
             ModelError::unsupported(cursor.path(), problem)
         })?;
         let sizes: Option<Vec<usize>> = shape.iter().map(|&size| usize::try_from(size).ok()).collect();
-        let sized = sizes.and_then(|shape| Some((byte_len(&shape, format)?, shape)));
+        let sized = sizes.and_then(|shape| Some((byte_len(&shape, storage)?, shape)));
         let Some((len, shape)) = sized else {
-            let block_len = format.block_len();
+            let block_len = storage.block_len();
             return Err(cursor.malformed(format!(
-                "tensor `{name}` has the impossible shape {shape:?} for {format}: sizes must not be zero or overflow, \
+                "tensor `{name}` has the impossible shape {shape:?} for {storage}: sizes must not be zero or overflow, \
                  and the last one must be a multiple of {block_len}"
             )));
         };
@@ -150,7 +148,7 @@ impl<'a> TensorEntry<'a> {
         let range = start.and_then(|start| Some(start..start.checked_add(len)?));
         match range {
             Some(range) if range.end <= file_len => {
-                Ok(TensorInfo { name: name.to_owned(), shape, format, file_index: 0, range })
+                Ok(TensorInfo { name: name.to_owned(), shape, storage, file_index: 0, range })
             }
             _ => Err(cursor.malformed(format!(
                 "truncated or corrupt: tensor `{name}` needs {len} bytes at {data_start} + {offset}, \
@@ -161,10 +159,10 @@ impl<'a> TensorEntry<'a> {
 }
 
 /// Bytes of a tensor; `None` where a size is zero, the product overflows, or a row is not a whole number of blocks.
-fn byte_len(shape: &[usize], format: Format) -> Option<usize> {
+fn byte_len(shape: &[usize], storage: Storage) -> Option<usize> {
     let (&cols, outer) = shape.split_last()?;
     let rows = outer.iter().try_fold(1_usize, |rows, &size| rows.checked_mul(size))?;
-    let len = format.row_bytes(cols)?.checked_mul(rows)?;
+    let len = storage.row_bytes(cols)?.checked_mul(rows)?;
     (len > 0).then_some(len)
 }
 
@@ -181,31 +179,5 @@ fn check_distinct(cursor: &Cursor<'_>, tensors: &[TensorInfo]) -> Result<(), Mod
             pair[0].name, pair[0].range, pair[1].name, pair[1].range
         ))),
         None => Ok(()),
-    }
-}
-
-/// Names of ggml types that are not supported, for errors.
-fn ggml_type_name(type_id: u32) -> &'static str {
-    match type_id {
-        4 => "Q4_2",
-        5 => "Q4_3",
-        9 => "Q8_1",
-        15 => "Q8_K",
-        16 => "IQ2_XXS",
-        17 => "IQ2_XS",
-        18 => "IQ3_XXS",
-        19 => "IQ1_S",
-        20 => "IQ4_NL",
-        21 => "IQ3_S",
-        22 => "IQ2_S",
-        23 => "IQ4_XS",
-        24..=27 => "an integer type",
-        28 => "F64",
-        29 => "IQ1_M",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
-        39 => "MXFP4",
-        40 => "NVFP4",
-        _ => "unknown",
     }
 }
