@@ -126,6 +126,7 @@ fn score_row(
         (Objective::Ce, _) => unreachable!("a row without token has no weight"),
         (Objective::Kl, _) => divergence(logits, taught(), scale),
         (Objective::Tv, _) => variation(logits, taught(), scale),
+        (Objective::Lk, _) => hybrid(logits, taught(), scale),
     };
     (target == Target::Row(best as u32), loss)
 }
@@ -206,6 +207,22 @@ fn variation(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
     loss
 }
 
+/// How fast the divergence fades as more is accepted.
+const FADING: f64 = 3.0;
+
+/// `w KL + (1 - w) TV` with `w = e^(-3 a)`, where `a = 1 - TV` is the acceptance so far and counts as a constant; the same way.
+/// Source: LK losses (arXiv 2602.23881), the adaptive hybrid.
+fn hybrid(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
+    let mut of_variation = q.to_vec();
+    let tv = variation(&mut of_variation, p, scale);
+    let weight = (-FADING * (1.0 - tv)).exp();
+    let kl = divergence(q, p, scale);
+    for (q, of_variation) in q.iter_mut().zip(of_variation) {
+        *q = weight as f32 * *q + (1.0 - weight) as f32 * of_variation;
+    }
+    weight * kl + (1.0 - weight) * tv
+}
+
 /// Turns logits into probabilities; returns the index of the greatest.
 pub(crate) fn softmax(logits: &mut [f32]) -> usize {
     let (best, max) = maximum(logits);
@@ -266,14 +283,33 @@ mod tests {
     }
 
     #[test]
+    fn the_hybrid_follows_the_divergence_where_little_is_accepted_and_the_variation_where_much_is() {
+        let gradient = |objective, logit: f32| {
+            let teacher = Some(Teacher { probabilities: vec![0.2, 0.8], width: 2 });
+            let targets = Targets { num_streams: 1, rows: vec![Target::Row(1)], next: Vec::new(), teacher };
+            let mut logits = [0.0, logit];
+            score_rows(&mut logits, &targets, objective, 1.0);
+            logits[1]
+        };
+        for logit in [-6.0, 0.0, 1.3] {
+            let q = 1.0 / (1.0 + f64::exp(-f64::from(logit)));
+            let weight = (-3.0 * (1.0 - (q - 0.8).abs())).exp() as f32;
+            let [kl, tv, hybrid] = [Objective::Kl, Objective::Tv, Objective::Lk].map(|name| gradient(name, logit));
+            assert!((hybrid - (weight * kl + (1.0 - weight) * tv)).abs() < 1e-6, "{logit}: {hybrid} of {kl} and {tv}");
+        }
+    }
+
+    #[test]
     fn losses_are_those_of_a_calculation_by_hand() {
         let loss = |objective| {
             let teacher = Some(Teacher { probabilities: vec![0.5, 0.5], width: 2 });
             let targets = Targets { num_streams: 1, rows: vec![Target::Row(0)], next: Vec::new(), teacher };
             score_rows(&mut [0.0, 3.0_f32.ln()], &targets, objective, 1.0).loss
         };
-        let expected = [4.0_f64.ln(), 0.5 * (4.0_f64 / 3.0).ln(), 0.25];
-        for (objective, expected) in [Objective::Ce, Objective::Kl, Objective::Tv].into_iter().zip(expected) {
+        let kl = 0.5 * (4.0_f64 / 3.0).ln();
+        let expected = [4.0_f64.ln(), kl, 0.25, (-2.25_f64).exp() * kl + (1.0 - (-2.25_f64).exp()) * 0.25];
+        let objectives = [Objective::Ce, Objective::Kl, Objective::Tv, Objective::Lk];
+        for (objective, expected) in objectives.into_iter().zip(expected) {
             assert!((loss(objective) - expected).abs() < 1e-6, "{objective:?}: {}", loss(objective));
         }
     }

@@ -112,6 +112,8 @@ pub enum Objective {
     Kl,
     /// Total variation from these: the probability of a rejection. Best after a start with another.
     Tv,
+    /// From the one to the other, row by row: the divergence while little is accepted, the variation when much is.
+    Lk,
 }
 
 /// Sizes of streams that are known to work.

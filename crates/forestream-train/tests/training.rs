@@ -505,7 +505,7 @@ fn what_cannot_be_trained_or_written_is_an_error() {
 #[test]
 fn streams_learn_the_models_own_distributions() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
-    for (objective, share) in [(Objective::Kl, 0.9), (Objective::Tv, 0.95)] {
+    for (objective, share) in [(Objective::Kl, 0.9), (Objective::Tv, 0.95), (Objective::Lk, 0.95)] {
         let output = directory.path().join(format!("{objective:?}"));
         let mut watcher = Watcher::default();
         let settings = TrainSettings { objective, eval_steps: 100, ..settings(30) };

@@ -172,7 +172,7 @@ pub(crate) struct RunArgs {
     /// Part of the data to measure on instead
     #[arg(long, value_name = "FRACTION", default_value_t = 0.02, value_parser = fraction)]
     pub(crate) eval_split: f64,
-    /// What streams learn from: the data's tokens (ce), or the model's own distributions (kl, tv)
+    /// What streams learn from: the data's tokens (ce), or the model's own distributions (kl, tv, lk)
     #[arg(long, value_name = "NAME", default_value = "ce")]
     pub(crate) objective: ObjectiveName,
     /// How often every row is trained on [default: once; small files more often, for about 400 steps]
@@ -226,6 +226,8 @@ pub(crate) enum ObjectiveName {
     Kl,
     /// Total variation from the model's distributions.
     Tv,
+    /// From the one to the other as more is accepted.
+    Lk,
 }
 
 /// A preset.
@@ -286,6 +288,7 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
                 ObjectiveName::Ce => Objective::Ce,
                 ObjectiveName::Kl => Objective::Kl,
                 ObjectiveName::Tv => Objective::Tv,
+                ObjectiveName::Lk => Objective::Lk,
             },
             joint: is_joint.then_some(JointSettings {
                 main_lr: args.main.main_lr,
