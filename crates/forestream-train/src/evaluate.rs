@@ -161,7 +161,11 @@ mod tests {
         // Most probable tokens: 1 2 | 0 2 | 1 0; targets: 1 2 | 1 2 | 1 -.
         let logits = vec![0., 9., 1., 0., 1., 9., 9., 0., 1., 0., 1., 9., 0., 9., 1., 9., 0., 1.];
         let rows = vec![Target::Row(1), Target::Row(2), Target::Row(1), Target::Row(2), Target::Row(1), Target::None];
-        sums.add(logits, &Targets { num_streams: 2, rows, next: Vec::new(), teacher: None }, &mut accepted);
+        sums.add(
+            logits,
+            &Targets { num_streams: 2, depth_decay: 0.9, rows, next: Vec::new(), teacher: None },
+            &mut accepted,
+        );
         assert_eq!(accepted, [2, 0, 1]);
         assert_eq!(sums.score.accuracy(), [2.0 / 3.0, 1.0]);
         assert_eq!(sums.proposals[1].len(), 2 * 3, "three tokens give three proposals of a row");

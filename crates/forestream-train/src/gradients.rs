@@ -204,7 +204,8 @@ mod tests {
         let vocabulary = DraftRows::new(&[], checkpoint.config().vocab_size);
         let weights = StreamWeights::init(&config, checkpoint.config(), 3, &device).values();
         let step = Step { base: &base, weights: &weights, device: &device, settings, workers: &workers };
-        check(&step, &mut PieceMaker { features: &mut features, base: &base, vocabulary: &vocabulary });
+        let depth_decay = settings.depth_decay;
+        check(&step, &mut PieceMaker { features: &mut features, base: &base, vocabulary: &vocabulary, depth_decay });
     }
 
     fn joint_settings(main_loss_weight: f64, stream_loss_weight: f64) -> TrainSettings {

@@ -258,7 +258,7 @@ mod tests {
         let rows = vec![Target::Row(2), Target::Row(1), Target::OutsideVocabulary];
         let probabilities = vec![0.1, 0.2, 0.3, 0.4, 0.0, 1.0, 0.0, 0.0, 0.7, 0.1, 0.1, 0.1];
         let teacher = (objective != Objective::Ce).then_some(Teacher { probabilities, width: 4 });
-        Targets { num_streams: 3, rows, next: Vec::new(), teacher }
+        Targets { num_streams: 3, depth_decay: 0.9, rows, next: Vec::new(), teacher }
     }
 
     #[test]
@@ -286,7 +286,8 @@ mod tests {
     fn the_hybrid_follows_the_divergence_where_little_is_accepted_and_the_variation_where_much_is() {
         let gradient = |objective, logit: f32| {
             let teacher = Some(Teacher { probabilities: vec![0.2, 0.8], width: 2 });
-            let targets = Targets { num_streams: 1, rows: vec![Target::Row(1)], next: Vec::new(), teacher };
+            let targets =
+                Targets { num_streams: 1, depth_decay: 0.9, rows: vec![Target::Row(1)], next: Vec::new(), teacher };
             let mut logits = [0.0, logit];
             score_rows(&mut logits, &targets, objective, 1.0);
             logits[1]
@@ -303,7 +304,8 @@ mod tests {
     fn losses_are_those_of_a_calculation_by_hand() {
         let loss = |objective| {
             let teacher = Some(Teacher { probabilities: vec![0.5, 0.5], width: 2 });
-            let targets = Targets { num_streams: 1, rows: vec![Target::Row(0)], next: Vec::new(), teacher };
+            let targets =
+                Targets { num_streams: 1, depth_decay: 0.9, rows: vec![Target::Row(0)], next: Vec::new(), teacher };
             score_rows(&mut [0.0, 3.0_f32.ln()], &targets, objective, 1.0).loss
         };
         let kl = 0.5 * (4.0_f64 / 3.0).ln();

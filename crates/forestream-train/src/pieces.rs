@@ -46,6 +46,8 @@ pub(crate) struct PieceMaker<'a> {
     pub(crate) features: &'a mut FeatureExtractor,
     pub(crate) base: &'a StreamBase,
     pub(crate) vocabulary: &'a DraftRows,
+    /// As in the settings.
+    pub(crate) depth_decay: f32,
 }
 
 impl PieceMaker<'_> {
@@ -69,7 +71,7 @@ impl PieceMaker<'_> {
 
     fn targets(&self, example: &Example, first_position: usize, following: &[TokenId]) -> Targets {
         let num_streams = self.base.adapter().streams.num_streams;
-        Targets::of(example, first_position, following, num_streams, self.vocabulary)
+        Targets::of(example, first_position, following, (num_streams, self.depth_decay), self.vocabulary)
     }
 }
 

@@ -14,6 +14,8 @@ pub struct TrainSettings {
     pub lr: f64,
     /// Positions of a step.
     pub batch_tokens: usize,
+    /// How much each further depth counts less: it is reached less often.
+    pub depth_decay: f32,
     /// How often every example is seen; `None` takes once, or more often where that would be too few steps to learn.
     pub epochs: Option<usize>,
     /// Steps of the run; `None` takes as many as the epochs have.
@@ -56,6 +58,7 @@ impl Default for TrainSettings {
             objective: Objective::Ce,
             lr: 2e-3,
             batch_tokens: 100,
+            depth_decay: 0.9,
             epochs: None,
             steps: None,
             max_minutes: None,
@@ -77,6 +80,7 @@ impl TrainSettings {
         let checks = [
             ("--lr", self.lr.is_finite() && self.lr > 0.0, "must be above 0"),
             ("--batch-tokens", self.batch_tokens > 0, "must be at least 1"),
+            ("--depth-decay", self.depth_decay > 0.0 && self.depth_decay <= 1.0, "must be above 0 and at most 1"),
             ("--epochs", self.epochs != Some(0), "must be at least 1"),
             ("--steps", self.steps != Some(0), "must be at least 1"),
             ("--max-minutes", minutes.is_finite() && minutes > 0.0, "must be above 0"),

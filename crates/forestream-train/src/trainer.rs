@@ -326,7 +326,12 @@ impl Trainer {
     }
 
     fn pieces(&mut self, indices: &[usize]) -> Result<Vec<Piece>, TrainError> {
-        let mut maker = PieceMaker { features: &mut self.features, base: &self.base, vocabulary: &self.draft_rows };
+        let mut maker = PieceMaker {
+            features: &mut self.features,
+            base: &self.base,
+            vocabulary: &self.draft_rows,
+            depth_decay: self.settings.depth_decay,
+        };
         let mut pieces = Vec::new();
         for &index in indices {
             pieces.extend(maker.pieces(&self.training.examples[index])?);
@@ -338,7 +343,12 @@ impl Trainer {
     fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
         let started = Instant::now();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device).frozen();
-        let maker = PieceMaker { features: &mut self.features, base: &self.base, vocabulary: &self.draft_rows };
+        let maker = PieceMaker {
+            features: &mut self.features,
+            base: &self.base,
+            vocabulary: &self.draft_rows,
+            depth_decay: self.settings.depth_decay,
+        };
         let evaluation = evaluate(maker, &weights, &self.held_out.examples)?;
         if self.is_to_be_kept(&evaluation) {
             self.export(&evaluation)?;

@@ -1,5 +1,8 @@
 //! The cost of a pass over n nodes, measured once per machine, model and number of threads, and kept in a file.
 //!
+//! A busy machine gives a wrong curve, and the size of every later draft would follow it. So the file also keeps how long
+//! the plainest pass took then, and the curve is measured again where that pass turns out to be clearly quicker.
+//!
 //! A file of another version, machine or model counts as absent, and so does one that cannot be read; a file that cannot
 //! be written is not an error, since the next run only measures again.
 
@@ -17,7 +20,7 @@ use crate::backend::Place;
 use crate::tree_passes::TreePasses;
 
 /// Counts up when the meaning of the file or the speed of the kernels changes.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 /// Sizes that are measured; most drafts that pay are small.
 const SIZES: &[usize] = &[1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32];
 /// Turns in which each size is measured; the fastest pass counts, as the one that nothing else disturbed.
@@ -27,6 +30,10 @@ const TURNS: usize = 4;
 const PASSES: usize = 2;
 /// Tokens in the cache while measuring, as far as the context allows.
 const DEPTH: usize = 128;
+/// Passes over one node without context; the quickest tells how busy the machine is.
+const PLAIN_PASSES: usize = 5;
+/// A curve is measured again where such a pass takes less than this part of the time that it took then.
+const QUICKER: f64 = 0.85;
 
 /// What a curve is valid for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,13 +98,22 @@ impl CostCurveKey {
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredCurve {
     key: CostCurveKey,
+    /// Seconds of a pass over one node without context, when the curve was measured.
+    plain_seconds: f64,
     /// Nodes and seconds.
     points: Vec<(usize, f64)>,
     /// Seconds of drafting with 1, 2, ... streams.
     draft_seconds: Vec<f64>,
 }
 
-/// The curve from its file, or measured now.
+impl StoredCurve {
+    fn curve(&self) -> Option<CostCurve> {
+        let curve = CostCurve::new(&self.points).ok()?;
+        Some(curve.with_draft_seconds(self.draft_seconds.clone()))
+    }
+}
+
+/// The curve from its file, or measured now: where there is none, or the machine was busier then.
 ///
 /// # Errors
 /// If a pass of the measurement fails.
@@ -106,29 +122,47 @@ pub(crate) fn load_or_measure(
     key: &CostCurveKey,
     directory: Option<&Path>,
 ) -> Result<CostCurve, DecodeError> {
-    if let Some(curve) = directory.and_then(|directory| load(key, directory)) {
+    let plain_seconds = plain_pass(model)?;
+    let stored = directory.and_then(|directory| load(key, directory));
+    if let Some(curve) = stored.filter(|stored| plain_seconds >= QUICKER * stored.plain_seconds).and_then(|s| s.curve())
+    {
         return Ok(curve);
     }
     let curve = measure(model)?;
     if let Some(directory) = directory {
-        let _ = store(key, &curve, directory); // the next run measures again
+        let plain_seconds = plain_seconds.max(plain_pass(model)?);
+        let _ = store(key, plain_seconds, &curve, directory); // the next run measures again
     }
     Ok(curve)
 }
 
-fn load(key: &CostCurveKey, directory: &Path) -> Option<CostCurve> {
-    let text = fs::read_to_string(directory.join(key.file_name())).ok()?;
-    let stored: StoredCurve = serde_json::from_str(&text).ok()?;
-    (stored.key == *key)
-        .then(|| CostCurve::new(&stored.points).ok())
-        .flatten()
-        .map(|curve| curve.with_draft_seconds(stored.draft_seconds))
+/// Seconds of the quickest of some passes over one node without context.
+fn plain_pass(model: &dyn Model) -> Result<f64, DecodeError> {
+    let mut passes = TreePasses::new(model, 0, 1)?;
+    passes.run(1)?; // buffers grow, weights enter memory
+    let mut quickest = f64::INFINITY;
+    for _ in 0..PLAIN_PASSES {
+        let start = Instant::now();
+        passes.run(1)?;
+        quickest = quickest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(quickest)
 }
 
-fn store(key: &CostCurveKey, curve: &CostCurve, directory: &Path) -> io::Result<()> {
+fn load(key: &CostCurveKey, directory: &Path) -> Option<StoredCurve> {
+    let text = fs::read_to_string(directory.join(key.file_name())).ok()?;
+    let stored: StoredCurve = serde_json::from_str(&text).ok()?;
+    (stored.key == *key).then_some(stored)
+}
+
+fn store(key: &CostCurveKey, plain_seconds: f64, curve: &CostCurve, directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let stored =
-        StoredCurve { key: key.clone(), points: curve.points().to_vec(), draft_seconds: curve.draft_points().to_vec() };
+    let stored = StoredCurve {
+        key: key.clone(),
+        plain_seconds,
+        points: curve.points().to_vec(),
+        draft_seconds: curve.draft_points().to_vec(),
+    };
     let path = directory.join(key.file_name());
     let temporary = directory.join(format!("{}.{}.tmp", key.file_name(), std::process::id()));
     fs::write(&temporary, serde_json::to_string_pretty(&stored)?)?;
@@ -197,32 +231,38 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_is_measured_once_and_read_again() {
+    fn a_curve_is_kept_until_the_machine_is_quicker() {
         let directory = tempfile::tempdir().unwrap();
         let model = FakeModel::new(50, 1.0);
-        let first = load_or_measure(&model, &key(1), Some(directory.path())).unwrap();
-        let again = load_or_measure(&model, &key(1), Some(directory.path())).unwrap();
-        assert_eq!(first, again, "two measurements never agree to the last bit");
+        let curve = || load_or_measure(&model, &key(1), Some(directory.path())).unwrap();
+        let first = curve();
         assert_eq!(first.max_nodes(), 32);
+        assert_eq!(load(&key(1), directory.path()).and_then(|stored| stored.curve()), Some(first.clone()));
+        store(&key(1), 1e-12, &first, directory.path()).unwrap();
+        assert_eq!(curve(), first, "two measurements never agree to the last bit");
+        store(&key(1), 1e9, &first, directory.path()).unwrap();
+        assert_ne!(curve(), first, "it was measured on a machine that took ages");
+        assert!(load(&key(1), directory.path()).unwrap().plain_seconds < 1e9);
     }
 
     #[test]
     fn a_curve_of_another_machine_or_version_is_not_used() {
         let directory = tempfile::tempdir().unwrap();
         let curve = CostCurve::new(&[(1, 1.0), (2, 1.5)]).unwrap();
-        store(&key(1), &curve, directory.path()).unwrap();
-        assert_eq!(load(&key(1), directory.path()), Some(curve));
+        store(&key(1), 1.0, &curve, directory.path()).unwrap();
+        let read = |key: &CostCurveKey| load(key, directory.path()).and_then(|stored| stored.curve());
+        assert_eq!(read(&key(1)), Some(curve));
         for other in [
             key(2),
             CostCurveKey { cpu: "another".to_owned(), ..key(1) },
             CostCurveKey { version: VERSION + 1, ..key(1) },
             CostCurveKey { model: "0123456789abcdefX".to_owned(), ..key(1) },
         ] {
-            assert_eq!(load(&other, directory.path()), None, "{other:?}");
+            assert_eq!(read(&other), None, "{other:?}");
         }
         let names: Vec<String> = [key(1), key(2)].iter().map(CostCurveKey::file_name).collect();
         assert_ne!(names[0], names[1], "curves that differ do not push each other out");
         fs::write(directory.path().join(key(1).file_name()), "{").unwrap();
-        assert_eq!(load(&key(1), directory.path()), None);
+        assert_eq!(read(&key(1)), None);
     }
 }

@@ -187,6 +187,9 @@ pub(crate) struct RunArgs {
     /// Positions of a step
     #[arg(long, value_name = "N", default_value_t = TrainSettings::default().batch_tokens)]
     pub(crate) batch_tokens: usize,
+    /// How much each further stream counts less in the loss, since it is reached less often; 1 counts all alike
+    #[arg(long, value_name = "X", default_value_t = TrainSettings::default().depth_decay)]
+    pub(crate) depth_decay: f32,
     /// The greatest learning rate
     #[arg(long, value_name = "X", default_value_t = TrainSettings::default().lr)]
     pub(crate) lr: f64,
@@ -278,6 +281,7 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
         settings: TrainSettings {
             lr: run.lr,
             batch_tokens: run.batch_tokens,
+            depth_decay: run.depth_decay,
             epochs: run.epochs,
             steps: run.steps,
             max_minutes: run.max_minutes,
