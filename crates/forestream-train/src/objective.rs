@@ -207,7 +207,7 @@ fn variation(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
     loss
 }
 
-/// How fast the divergence fades as more is accepted.
+/// How fast the divergence fades as more is accepted; our choice.
 const FADING: f64 = 3.0;
 
 /// `w KL + (1 - w) TV` with `w = e^(-3 a)`, where `a = 1 - TV` is the acceptance so far and counts as a constant; the same way.

@@ -464,6 +464,8 @@ fn what_cannot_be_trained_or_written_is_an_error() {
     let refused: &[(&str, Change)] = &[
         ("--lr", &|job| job.settings.lr = 0.0),
         ("--lr", &|job| job.settings.lr = f64::NAN),
+        ("--depth-decay", &|job| job.settings.depth_decay = 0.0),
+        ("--depth-decay", &|job| job.settings.depth_decay = 1.1),
         ("--save-steps", &|job| job.settings.save_steps = 0),
         ("--mode", &|job| job.settings.joint = Some(JointSettings::default())),
         ("--objective", &|job| {
