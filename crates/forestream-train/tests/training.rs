@@ -518,6 +518,17 @@ fn streams_learn_the_models_own_distributions() {
 }
 
 #[test]
+fn the_loss_weighs_depths_as_asked_for() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let loss = |depth_decay| {
+        let settings = TrainSettings { depth_decay, ..settings(1) };
+        Trainer::new(job(&base, directory.path(), settings)).unwrap().measure_step().unwrap().loss
+    };
+    let [even, first] = [1.0, 0.01].map(loss);
+    assert!((even / first - 1.0).abs() > 1e-4, "all depths {even}, almost only the first {first}");
+}
+
+#[test]
 fn a_limit_of_time_ends_a_run() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
     let limited = TrainSettings { max_minutes: Some(1e-6), ..settings(1000) };

@@ -122,17 +122,15 @@ pub(crate) fn load_or_measure(
     key: &CostCurveKey,
     directory: Option<&Path>,
 ) -> Result<CostCurve, DecodeError> {
+    let Some(directory) = directory else { return measure(model) };
     let plain_seconds = plain_pass(model)?;
-    let stored = directory.and_then(|directory| load(key, directory));
-    if let Some(curve) = stored.filter(|stored| plain_seconds >= QUICKER * stored.plain_seconds).and_then(|s| s.curve())
-    {
+    let stored = load(key, directory).filter(|stored| plain_seconds >= QUICKER * stored.plain_seconds);
+    if let Some(curve) = stored.and_then(|stored| stored.curve()) {
         return Ok(curve);
     }
     let curve = measure(model)?;
-    if let Some(directory) = directory {
-        let plain_seconds = plain_seconds.max(plain_pass(model)?);
-        let _ = store(key, plain_seconds, &curve, directory); // the next run measures again
-    }
+    let plain_seconds = plain_seconds.max(plain_pass(model)?);
+    let _ = store(key, plain_seconds, &curve, directory); // the next run measures again
     Ok(curve)
 }
 
