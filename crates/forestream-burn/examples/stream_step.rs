@@ -62,6 +62,7 @@ fn adapter(base: &DecoderConfig) -> AdapterConfig {
             identity: StreamIdentity::Embedding,
             token_conditioning: true,
             sampler_size: Some(256),
+            intermediate_size: None,
             draft_vocab_size: Some(DRAFT_VOCAB_SIZE),
             early_exit_rank: None,
         },

@@ -82,6 +82,21 @@ impl StreamBase {
         self
     }
 
+    /// The same, with these inner features alone in the MLP of each layer with streams.
+    ///
+    /// # Panics
+    /// In joint mode, whose main rows need all of them, or if there are not as many lists as layers with streams.
+    #[must_use]
+    pub fn narrowed_to(mut self, inner_features: &[Vec<u32>]) -> Self {
+        assert!(self.main_head.is_none(), "main rows run through the same layers");
+        assert_eq!(self.layers.len(), inner_features.len(), "one list for each layer with streams");
+        for (layer, features) in self.layers.iter_mut().zip(inner_features) {
+            layer.keep(features);
+        }
+        self.adapter.streams.intermediate_size = inner_features.first().map(Vec::len);
+        self
+    }
+
     /// Sizes and switches of the base model.
     pub fn decoder(&self) -> &DecoderConfig {
         &self.decoder

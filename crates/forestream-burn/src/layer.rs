@@ -3,7 +3,7 @@
 //! The weights are constants; gradients flow through them to the rows and to the changes, and none is computed for the
 //! weights themselves. Attention is the caller's: main rows and streams see different keys.
 
-use burn_tensor::{Tensor, activation};
+use burn_tensor::{Int, Tensor, TensorData, activation};
 use forestream_model::streams::Projection;
 
 use crate::changes::Changes;
@@ -44,10 +44,8 @@ pub(crate) struct Heads {
 impl Layer {
     /// Adds changes to the weights for good.
     pub(crate) fn add(&mut self, changes: &Changes<'_>) {
-        for (projection, linear) in Projection::ALL.into_iter().zip(&mut self.projections) {
-            if let Some(change) = changes.of_weight(self.index, projection) {
-                linear.weight = linear.weight.clone() + change;
-            }
+        for projection in Projection::ALL {
+            self.projections[projection as usize].weight = self.changed_weight(projection, changes);
         }
     }
 
@@ -70,16 +68,49 @@ impl Layer {
         Heads { queries: rotation.apply(queries), keys: rotation.apply(keys), values: project(Projection::VProj) }
     }
 
+    /// Drops all inner features of the MLP but these, for good.
+    pub(crate) fn keep(&mut self, features: &[u32]) {
+        for (projection, dimension) in [(Projection::GateProj, 0), (Projection::UpProj, 0), (Projection::DownProj, 1)] {
+            let weight = &mut self.projections[projection as usize].weight;
+            let indices: Vec<i32> = features.iter().map(|&feature| feature as i32).collect();
+            let indices = TensorData::new(indices, [features.len()]);
+            *weight = weight.clone().select(dimension, Tensor::<1, Int>::from_data(indices, &weight.device()));
+        }
+    }
+
     /// Adds attention's output and the MLP to the rows that they were computed from.
     ///
     /// # Shapes
     /// `rows`: `[rows, hidden]`; `attended`: `[rows, query heads * head_dim]`.
     pub(crate) fn finish(&self, rows: Tensor<2>, attended: &Tensor<2>, changes: &Changes<'_>) -> Tensor<2> {
-        let rows = rows + self.project(attended, Projection::OProj, changes);
+        self.add_mlp(self.add_attention(rows, attended, changes), changes)
+    }
+
+    /// Adds attention's output to the rows.
+    pub(crate) fn add_attention(&self, rows: Tensor<2>, attended: &Tensor<2>, changes: &Changes<'_>) -> Tensor<2> {
+        rows + self.project(attended, Projection::OProj, changes)
+    }
+
+    /// Adds the MLP to the rows.
+    pub(crate) fn add_mlp(&self, rows: Tensor<2>, changes: &Changes<'_>) -> Tensor<2> {
+        let inner = self.inner(&rows, changes);
+        rows + self.project(&inner, Projection::DownProj, changes)
+    }
+
+    /// The inner features of the MLP, `[rows, intermediate size]`.
+    pub(crate) fn inner(&self, rows: &Tensor<2>, changes: &Changes<'_>) -> Tensor<2> {
         let normalized = rms_norm(rows.clone(), Some(&self.post_attention_norm), self.epsilon);
         let gate = activation::silu(self.project(&normalized, Projection::GateProj, changes));
-        let inner = gate * self.project(&normalized, Projection::UpProj, changes);
-        rows + self.project(&inner, Projection::DownProj, changes)
+        gate * self.project(&normalized, Projection::UpProj, changes)
+    }
+
+    /// The weight of a projection with its changes, `[outputs, inputs]`.
+    pub(crate) fn changed_weight(&self, projection: Projection, changes: &Changes<'_>) -> Tensor<2> {
+        let weight = self.projections[projection as usize].weight.clone();
+        match changes.of_weight(self.index, projection) {
+            Some(change) => weight + change,
+            None => weight,
+        }
     }
 
     /// `x W^T + b`, plus the changes.

@@ -31,5 +31,5 @@ pub use error::BurnError;
 pub use joint::{JointLogits, JointText, joint_logits};
 pub use model::BurnModel;
 pub use segment::Segment;
-pub use streams::{stream_logits, stream_states};
+pub use streams::{inner_energies, stream_logits, stream_states};
 pub use weights::StreamWeights;

@@ -58,6 +58,10 @@ impl BurnModel {
             embeddings: self.embeddings.clone(),
             frequencies: self.frequencies.clone(),
         };
+        let base = match adapter.inner_features.as_slice() {
+            [] => base,
+            features => base.narrowed_to(features),
+        };
         self.streams = Some(ModelStreams { config: adapter.config, base, weights, draft_vocabulary });
     }
 

@@ -6,11 +6,11 @@
 
 use burn_tensor::{Tensor, TensorData, activation};
 use forestream_model::TokenId;
-use forestream_model::streams::StreamPosition;
+use forestream_model::streams::{Projection, StreamPosition};
 
 use crate::attention::{Block, Plane, Sharing, StreamAttention};
 use crate::changes::Changes;
-use crate::layer::rms_norm;
+use crate::layer::{Layer, rms_norm};
 use crate::rotation::Rotation;
 use crate::{BurnError, Segment, StreamBase, StreamWeights};
 
@@ -56,7 +56,41 @@ fn streams_of<'a>(
     StreamRows::new(base, weights, anchors.collect())
 }
 
+/// How much each inner feature of the MLP adds to stream rows, by layer with streams: the sum over all rows of its square,
+/// times the square of its column of `down_proj`.
+///
+/// # Errors
+/// As [`stream_logits`].
+///
+/// # Panics
+/// If the device fails.
+pub fn inner_energies(
+    base: &StreamBase,
+    weights: &StreamWeights,
+    segments: &[Segment],
+) -> Result<Vec<Vec<f32>>, BurnError> {
+    let weights = weights.frozen();
+    let streams = streams_of(base, &weights, segments)?;
+    let mut energies = Vec::new();
+    run_layers(&streams, segments, &mut |layer, rows| {
+        let inner = layer.inner(rows, &streams.changes);
+        let down = layer.changed_weight(Projection::DownProj, &streams.changes);
+        let energy = (inner.clone() * inner).sum_dim(0) * (down.clone() * down).sum_dim(0);
+        energies.push(energy.try_into_vec_as::<f32>().expect("elements of the asked-for type"));
+    });
+    Ok(energies)
+}
+
 fn final_states(streams: &StreamRows<'_>, segments: &[Segment]) -> Tensor<2> {
+    streams.finish(run_layers(streams, segments, &mut |_, _| ()))
+}
+
+/// Runs all rows through the layers with streams; `observe` sees them between attention and MLP.
+fn run_layers(
+    streams: &StreamRows<'_>,
+    segments: &[Segment],
+    observe: &mut dyn FnMut(&Layer, &Tensor<2>),
+) -> Tensor<2> {
     let (base, decoder) = (streams.base, &streams.base.decoder);
     let blocks = |segment: &Segment| {
         Block::cover(segment.first_position, segment.num_positions(decoder.hidden_size), &base.device)
@@ -72,9 +106,11 @@ fn final_states(streams: &StreamRows<'_>, segments: &[Segment]) -> Tensor<2> {
         };
         let planes: Vec<Plane> = segments.iter().map(plane).collect();
         let texts: Vec<_> = planes.iter().zip(blocks.iter().map(Vec::as_slice)).collect();
-        rows = streams.layer(layer, rows, &texts);
+        rows = streams.add_attention(layer, rows, &texts);
+        observe(&base.stream_layers()[layer], &rows);
+        rows = streams.add_mlp(layer, rows);
     }
-    streams.finish(rows)
+    rows
 }
 
 /// A position whose streams run.
@@ -144,13 +180,23 @@ impl<'a> StreamRows<'a> {
 
     /// Runs the rows through layer `index` of those with streams; each text has its plane, and blocks of its anchors.
     pub(crate) fn layer(&self, index: usize, rows: Tensor<2>, texts: &[(&Plane, &[Block])]) -> Tensor<2> {
+        self.add_mlp(index, self.add_attention(index, rows, texts))
+    }
+
+    /// Adds attention of layer `index` of those with streams.
+    fn add_attention(&self, index: usize, rows: Tensor<2>, texts: &[(&Plane, &[Block])]) -> Tensor<2> {
         let layer = &self.base.stream_layers()[index];
         let mut heads = layer.heads(&rows, &self.rotation, &self.changes);
         if let Some(rotation) = &self.value_rotation {
             heads.values = rotation.apply(heads.values);
         }
         let attended = self.attention.attend(heads, texts);
-        layer.finish(rows, &attended, &self.changes)
+        layer.add_attention(rows, &attended, &self.changes)
+    }
+
+    /// Adds the MLP of layer `index` of those with streams.
+    fn add_mlp(&self, index: usize, rows: Tensor<2>) -> Tensor<2> {
+        self.base.stream_layers()[index].add_mlp(rows, &self.changes)
     }
 
     /// The final norm.

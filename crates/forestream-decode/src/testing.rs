@@ -173,6 +173,7 @@ fn adapter(config: &DecoderConfig) -> AdapterConfig {
             identity: StreamIdentity::Embedding,
             token_conditioning: false,
             sampler_size: Some(4),
+            intermediate_size: None,
             draft_vocab_size: None,
             early_exit_rank: None,
         },

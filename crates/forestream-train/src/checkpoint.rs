@@ -49,6 +49,8 @@ pub(crate) struct Checkpoint {
     /// Who began the run, and from what.
     pub(crate) origin: Origin,
     pub(crate) progress: Progress,
+    /// Those that stream rows keep, by layer; empty where they keep all.
+    pub(crate) inner_features: Vec<Vec<u32>>,
     pub(crate) weights: Named,
     pub(crate) optimizer: AdamW,
 }
@@ -58,6 +60,8 @@ struct State {
     run: Map<String, Value>,
     origin: Origin,
     progress: Progress,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    inner_features: Vec<Vec<u32>>,
 }
 
 impl Checkpoint {
@@ -97,7 +101,12 @@ impl Checkpoint {
             let view = TensorView::new(Dtype::F32, vec![bytes.len() / size_of::<f32>()], bytes);
             (name.as_str(), view.expect("as many bytes as the shape asks for"))
         });
-        let state = State { run: self.run.clone(), origin: self.origin.clone(), progress: self.progress.clone() };
+        let state = State {
+            run: self.run.clone(),
+            origin: self.origin.clone(),
+            progress: self.progress.clone(),
+            inner_features: self.inner_features.clone(),
+        };
         let state = serde_json::to_string(&state).expect("the state is plain data");
         safetensors::serialize(views, Some([(STATE.to_owned(), state)].into_iter().collect()))
             .expect("names are distinct")
@@ -118,7 +127,8 @@ impl Checkpoint {
     fn from_safetensors(bytes: &[u8]) -> Result<Self, String> {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
         let state = metadata.metadata().as_ref().and_then(|metadata| metadata.get(STATE)).ok_or("it has no state")?;
-        let State { run, origin, progress } = serde_json::from_str(state).map_err(|error| error.to_string())?;
+        let state: State = serde_json::from_str(state).map_err(|error| error.to_string())?;
+        let State { run, origin, progress, inner_features } = state;
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
         let mut parts = [Named::new(), Named::new(), Named::new()];
         for (name, view) in tensors.iter() {
@@ -132,7 +142,7 @@ impl Checkpoint {
         if lens(&weights) != lens(&first_moments) || lens(&weights) != lens(&second_moments) {
             return Err("weights and moments differ in shape".to_owned());
         }
-        Ok(Self { run, origin, progress, weights, optimizer: AdamW { first_moments, second_moments } })
+        Ok(Self { run, origin, progress, inner_features, weights, optimizer: AdamW { first_moments, second_moments } })
     }
 
     /// Checks that the run is the one that is asked for now.
@@ -168,6 +178,7 @@ mod tests {
             run,
             origin: Origin { command: "train".to_owned(), ..Origin::default() },
             progress,
+            inner_features: vec![vec![0, 3], vec![1, 2]],
             weights,
             optimizer,
         }

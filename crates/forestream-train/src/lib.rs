@@ -15,6 +15,7 @@ mod evaluate;
 mod export;
 mod features;
 mod gradients;
+mod inner_features;
 mod merge;
 mod objective;
 mod pieces;

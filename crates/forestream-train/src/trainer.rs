@@ -25,7 +25,7 @@ use crate::progress::{MainFigures, Observer, StepReport, StepSeconds, TrainLog};
 use crate::rows::hexadecimal;
 use crate::settings::{Objective, TrainSettings};
 use crate::workers::Workers;
-use crate::{TrainError, schedule};
+use crate::{TrainError, inner_features, schedule};
 
 /// Gradients are scaled down to this norm.
 const MAX_GRADIENT_NORM: f64 = 1.0;
@@ -87,6 +87,8 @@ pub struct Trainer {
     adapter: AdapterConfig,
     draft_vocabulary: Vec<TokenId>,
     draft_rows: DraftRows,
+    /// Those that stream rows keep, by layer; empty where they keep all, and before the run begins.
+    inner_features: Vec<Vec<u32>>,
     fitted: Option<Adapter>,
     features: FeatureExtractor,
     base: StreamBase,
@@ -132,7 +134,11 @@ impl Trainer {
         };
         adapter.streams.draft_vocab_size = Some(draft_vocabulary.len()).filter(|&size| size > 0);
         let device = job.device.open();
-        let mut base = StreamBase::load(job.base, &adapter, &draft_vocabulary, &device)?;
+        let kept = inner_features::kept_by(job.initial.as_ref(), &adapter)?;
+        // Unless the initial weights are narrow already, a narrow run begins with all inner features and chooses some.
+        let mut wide = adapter.clone();
+        wide.streams.intermediate_size = None;
+        let mut base = StreamBase::load(job.base, &wide, &draft_vocabulary, &device)?;
         let num_streams = adapter.streams.num_streams;
         let workers = if job.device.has_cores { Workers::apart } else { Workers::together };
         let workers = workers(job.load_options.num_threads)?;
@@ -152,7 +158,9 @@ impl Trainer {
                 tokens => tokens.to_vec(),
             });
         }
-        let weights = initial_weights(job.initial, &adapter, &decoder, job.settings.seed, &device)?;
+        let first = if kept.is_empty() { &wide } else { &adapter };
+        let weights = initial_weights(job.initial, first, &decoder, job.settings.seed, &device)?;
+        let base = if kept.is_empty() { base } else { base.narrowed_to(&kept) };
         let mut order = Order::new(job.training.examples.len(), job.settings.seed);
         let num_steps = plan(&job.settings, &mut order, &job.training.examples);
         Ok(Self {
@@ -168,6 +176,7 @@ impl Trainer {
             decoder,
             adapter,
             draft_vocabulary,
+            inner_features: kept,
             fitted: job.fitted,
             features,
             base,
@@ -208,6 +217,7 @@ impl Trainer {
     /// # Errors
     /// If a pass fails.
     pub fn measure_step(&mut self) -> Result<StepReport, TrainError> {
+        self.choose_inner_features()?;
         self.step()
     }
 
@@ -221,7 +231,7 @@ impl Trainer {
         match start {
             Start::Resume => self.load_checkpoint()?,
             Start::Fresh if path.exists() => return Err(TrainError::Unfinished { path }),
-            Start::Fresh => {}
+            Start::Fresh => self.choose_inner_features()?,
         }
         let mut log = TrainLog::open(&self.output, self.progress.step)?;
         while !self.is_done() {
@@ -244,6 +254,33 @@ impl Trainer {
         }
         let best = self.progress.best.clone();
         Ok(Outcome::Finished(best.map_or_else(|| self.evaluate(), Ok)?))
+    }
+
+    /// Drops the inner features of stream rows that a narrow run does without, where that is not done yet.
+    fn choose_inner_features(&mut self) -> Result<(), TrainError> {
+        let size = self.adapter.streams.intermediate_size.filter(|_| self.inner_features.is_empty());
+        let Some(size) = size else { return Ok(()) };
+        let wide = self.base.adapter();
+        let weights = StreamWeights::from_values(wide, &self.decoder, &self.weights, &self.device);
+        let maker = PieceMaker {
+            features: &mut self.features,
+            base: &self.base,
+            vocabulary: &self.draft_rows,
+            depth_decay: self.settings.depth_decay,
+        };
+        let kept = inner_features::choose(size, maker, &weights, &self.training.examples)?;
+        let first_layer = self.adapter.first_msa_layer(&self.decoder);
+        inner_features::narrow(&mut self.weights, first_layer, &kept, self.decoder.intermediate_size);
+        self.optimizer = AdamW::new(&self.weights);
+        self.keep(kept);
+        Ok(())
+    }
+
+    fn keep(&mut self, inner_features: Vec<Vec<u32>>) {
+        if !inner_features.is_empty() {
+            self.base = self.base.clone().narrowed_to(&inner_features);
+        }
+        self.inner_features = inner_features;
     }
 
     fn is_done(&self) -> bool {
@@ -378,7 +415,8 @@ impl Trainer {
             (config.mode, config.main_lora) = (fitted.config.mode, fitted.config.main_lora.clone());
             tensors.extend(main_tensors(fitted).map(|(name, values)| (name.clone(), values.clone())));
         }
-        let adapter = Adapter { config, tensors, draft_vocabulary: self.draft_vocabulary.clone() };
+        let (draft_vocabulary, inner_features) = (self.draft_vocabulary.clone(), self.inner_features.clone());
+        let adapter = Adapter { config, tensors, draft_vocabulary, inner_features };
         adapter.save(&self.output, &self.decoder)?;
         let trained_on = TrainedOn {
             step: self.progress.step,
@@ -397,6 +435,7 @@ impl Trainer {
             run: self.identity(),
             origin: self.origin.clone(),
             progress: self.progress.clone(),
+            inner_features: self.inner_features.clone(),
             weights: self.weights.clone(),
             optimizer: self.optimizer.clone(),
         };
@@ -414,6 +453,9 @@ impl Trainer {
         self.progress = checkpoint.progress;
         self.weights = checkpoint.weights;
         self.optimizer = checkpoint.optimizer;
+        if self.inner_features.is_empty() {
+            self.keep(checkpoint.inner_features); // the weights to start from may be narrow already
+        }
         Ok(())
     }
 

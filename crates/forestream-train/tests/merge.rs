@@ -34,6 +34,7 @@ fn adapter(base: &Checkpoint, mode: TrainingMode) -> Adapter {
             identity: StreamIdentity::Embedding,
             token_conditioning: false,
             sampler_size: None,
+            intermediate_size: None,
             draft_vocab_size: None,
             early_exit_rank: None,
         },
@@ -44,7 +45,7 @@ fn adapter(base: &Checkpoint, mode: TrainingMode) -> Adapter {
     let values = |len: usize| (0..len).map(|i| (0.7 * i as f32).sin() * 0.15).collect();
     let tensors =
         config.tensors(decoder).into_iter().map(|spec| (spec.name, values(spec.shape[0] * spec.shape[1]))).collect();
-    Adapter { config, tensors, draft_vocabulary: Vec::new() }
+    Adapter { config, tensors, draft_vocabulary: Vec::new(), inner_features: Vec::new() }
 }
 
 fn logits(model: &CpuModel) -> Vec<f32> {

@@ -30,9 +30,9 @@ struct Included {
 
 /// Adapters of base models that need no flag, each lossless: they never change a token.
 const INCLUDED: &[Included] = &[Included {
-    directory: "adapters/smollm2-135m-instruct/general-fast",
-    config: include_bytes!("../../../adapters/smollm2-135m-instruct/general-fast/adapter_config.json"),
-    weights: include_bytes!("../../../adapters/smollm2-135m-instruct/general-fast/adapter_model.safetensors"),
+    directory: "adapters/smollm2-135m-instruct/general-narrow",
+    config: include_bytes!("../../../adapters/smollm2-135m-instruct/general-narrow/adapter_config.json"),
+    weights: include_bytes!("../../../adapters/smollm2-135m-instruct/general-narrow/adapter_model.safetensors"),
 }];
 
 /// The adapter for `checkpoint`.

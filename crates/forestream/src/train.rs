@@ -30,6 +30,9 @@ pub struct TrainRequest {
     pub streams: StreamConfig,
     /// The rank of an early exit for an adapter that has none: the one thing that streams trained on for `adapter` may gain.
     pub early_exit_rank: Option<usize>,
+    /// How many inner features streams keep of each layer's MLP, 0 for all, where it was asked for: streams trained on for
+    /// `adapter` may become narrower.
+    pub stream_intermediate_size: Option<usize>,
     /// How many tokens streams may propose, 0 for all, where it was asked for: streams trained on for `adapter` may have other
     /// ones than before, since no tensor depends on them.
     pub draft_vocab_size: Option<usize>,
@@ -101,15 +104,7 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     let open = |path: &PathBuf| Adapter::open(path, checkpoint.config(), &fingerprint);
     let fitted = request.adapter.as_ref().map(open).transpose()?;
     let initial = request.init_from.as_ref().map(open).transpose()?.or_else(|| fitted.clone());
-    let (mut streams, lora) = match &fitted {
-        Some(fitted) if request.init_from.is_none() => (fitted.config.streams.clone(), fitted.config.lora.clone()),
-        _ => (request.streams, request.lora),
-    };
-    streams.draft_vocab_size = match request.draft_vocab_size {
-        Some(size) => Some(size).filter(|&size| size > 0),
-        None => streams.draft_vocab_size.filter(|&size| size < checkpoint.config().vocab_size), // else it limits nothing
-    };
-    streams.early_exit_rank = streams.early_exit_rank.or(request.early_exit_rank.filter(|&rank| rank > 0));
+    let (streams, lora) = sizes(&request, fitted.as_ref(), checkpoint.config().vocab_size);
     let usual = LoadOptions::default();
     let load_options = LoadOptions {
         num_threads: options.threads.unwrap_or(usual.num_threads),
@@ -149,6 +144,23 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         initial,
         origin,
     })?)
+}
+
+/// The streams and their low-rank changes: those of the adapter that is trained on, else those that were asked for.
+fn sizes(request: &TrainRequest, fitted: Option<&Adapter>, vocab_size: usize) -> (StreamConfig, Option<LoraConfig>) {
+    let (mut streams, lora) = match fitted {
+        Some(fitted) if request.init_from.is_none() => (fitted.config.streams.clone(), fitted.config.lora.clone()),
+        _ => (request.streams.clone(), request.lora.clone()),
+    };
+    streams.draft_vocab_size = match request.draft_vocab_size {
+        Some(size) => Some(size).filter(|&size| size > 0),
+        None => streams.draft_vocab_size.filter(|&size| size < vocab_size), // else it limits nothing
+    };
+    if let Some(size) = request.stream_intermediate_size {
+        streams.intermediate_size = Some(size).filter(|&size| size > 0);
+    }
+    streams.early_exit_rank = streams.early_exit_rank.or(request.early_exit_rank.filter(|&rank| rank > 0));
+    (streams, lora)
 }
 
 /// What an adapter's directory says about its training; adapters of other makers need not say anything.

@@ -6,7 +6,7 @@ use std::path::Path;
 use burn_tensor::Device;
 use forestream_burn::{Segment, StreamBase, StreamWeights};
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, Projection, StreamConfig,
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, Projection, StreamConfig,
     StreamIdentity, StreamPosition, TrainingMode,
 };
 use forestream_model::{Checkpoint, TokenId};
@@ -27,6 +27,8 @@ pub(crate) struct Options {
     lora: Option<&'static [Projection]>,
     /// Top layers with changes of main rows; the mode is joint where there are any.
     main_layers: usize,
+    /// By layer with streams, what they keep of its MLP; all where there is no list.
+    inner_features: &'static [&'static [u32]],
 }
 
 /// Every switch in both positions, on models with and without biases, head norms, tied heads and shared kv heads.
@@ -42,6 +44,7 @@ pub(crate) const CASES: &[Options] = &[
         draft_vocabulary: &[5, 1, 300, 17, 42],
         lora: Some(&Projection::ALL),
         main_layers: 0,
+        inner_features: &[],
     },
     Options {
         model: "tiny-qwen3", // head norms
@@ -54,6 +57,7 @@ pub(crate) const CASES: &[Options] = &[
         draft_vocabulary: &[],
         lora: Some(&Projection::ALL),
         main_layers: 0,
+        inner_features: &[],
     },
     Options {
         model: "tiny-qwen2", // biases
@@ -66,6 +70,7 @@ pub(crate) const CASES: &[Options] = &[
         draft_vocabulary: &[319, 0],
         lora: Some(&[Projection::QProj, Projection::VProj]),
         main_layers: 0,
+        inner_features: &[],
     },
     Options {
         model: "tiny-llama-untied",
@@ -78,6 +83,7 @@ pub(crate) const CASES: &[Options] = &[
         draft_vocabulary: &[7, 8, 9],
         lora: None,
         main_layers: 0,
+        inner_features: &[],
     },
     Options {
         model: "tiny-mistral",
@@ -90,8 +96,22 @@ pub(crate) const CASES: &[Options] = &[
         draft_vocabulary: &[],
         lora: None,
         main_layers: 0,
+        inner_features: &[],
     },
     turned_by(0.5),
+    Options {
+        model: "tiny-qwen3", // narrow streams
+        num_streams: 2,
+        num_msa_layers: 2,
+        position: StreamPosition::Following,
+        identity: StreamIdentity::Embedding,
+        token_conditioning: false,
+        sampler_size: None,
+        draft_vocabulary: &[5, 1, 300, 17, 42],
+        lora: Some(&Projection::ALL),
+        main_layers: 0,
+        inner_features: &[&[1, 5, 40, 41, 42], &[0, 2, 3, 62, 63]],
+    },
     Options {
         model: "tiny-qwen2", // no trained tensor at all; biases of values turn too
         num_streams: 2,
@@ -103,6 +123,7 @@ pub(crate) const CASES: &[Options] = &[
         draft_vocabulary: &[],
         lora: None,
         main_layers: 0,
+        inner_features: &[],
     },
 ];
 
@@ -119,6 +140,7 @@ pub(crate) const fn turned_by(angle: f32) -> Options {
         draft_vocabulary: &[5, 1, 300, 17, 42],
         lora: Some(&Projection::ALL),
         main_layers: 0,
+        inner_features: &[],
     }
 }
 
@@ -135,6 +157,7 @@ pub(crate) const JOINT_CASES: &[Options] = &[
         draft_vocabulary: &[5, 1, 300, 17, 42],
         lora: Some(&Projection::ALL),
         main_layers: 3,
+        inner_features: &[],
     },
     Options {
         model: "tiny-qwen3",
@@ -147,6 +170,7 @@ pub(crate) const JOINT_CASES: &[Options] = &[
         draft_vocabulary: &[],
         lora: Some(&[Projection::QProj, Projection::DownProj]),
         main_layers: 1,
+        inner_features: &[],
     },
     Options {
         model: "tiny-mistral",
@@ -159,8 +183,24 @@ pub(crate) const JOINT_CASES: &[Options] = &[
         draft_vocabulary: &[],
         lora: None,
         main_layers: 2,
+        inner_features: &[],
     },
 ];
+
+/// A task, whose model has narrow streams.
+pub(crate) const NARROW_JOINT: Options = Options {
+    model: "tiny-llama3-rope",
+    num_streams: 2,
+    num_msa_layers: 2,
+    position: StreamPosition::Following,
+    identity: StreamIdentity::Embedding,
+    token_conditioning: false,
+    sampler_size: None,
+    draft_vocabulary: &[5, 1, 300, 17, 42],
+    lora: Some(&Projection::ALL),
+    main_layers: 3,
+    inner_features: &[&[1, 5, 40, 41, 42], &[0, 2, 3, 94, 95]],
+};
 
 /// A loaded base model with random trained weights.
 pub(crate) struct Case {
@@ -168,6 +208,7 @@ pub(crate) struct Case {
     pub(crate) draft_vocabulary: &'static [TokenId],
     pub(crate) base: StreamBase,
     pub(crate) values: BTreeMap<String, Vec<f64>>,
+    pub(crate) inner_features: Vec<Vec<u32>>,
     device: Device,
 }
 
@@ -192,13 +233,27 @@ impl Case {
         let mut config = options.adapter(&checkpoint);
         change(&mut config);
         let draft_vocabulary = options.draft_vocabulary;
-        let base = StreamBase::load(&checkpoint, &config, draft_vocabulary, device).unwrap();
+        let inner_features: Vec<Vec<u32>> = options.inner_features.iter().map(|features| features.to_vec()).collect();
+        let mut base = StreamBase::load(&checkpoint, &config, draft_vocabulary, device).unwrap();
+        if !inner_features.is_empty() && options.main_layers == 0 {
+            base = base.narrowed_to(&inner_features);
+        }
         let random = |(index, spec): (usize, forestream_model::streams::TensorSpec)| {
             let values = numbers(100 + index as u64, spec.shape[0] * spec.shape[1], 0.3);
             (spec.name, values.into_iter().map(f64::from).collect())
         };
         let values = config.tensors(checkpoint.config()).into_iter().enumerate().map(random).collect();
-        Self { checkpoint, draft_vocabulary, base, values, device: device.clone() }
+        Self { checkpoint, draft_vocabulary, base, values, inner_features, device: device.clone() }
+    }
+
+    /// The adapter as a file would hold it.
+    pub(crate) fn adapter(&self) -> Adapter {
+        Adapter {
+            config: self.base.adapter().clone(),
+            tensors: self.weights().values(),
+            draft_vocabulary: self.draft_vocabulary.to_vec(),
+            inner_features: self.inner_features.clone(),
+        }
     }
 
     pub(crate) fn weights(&self) -> StreamWeights {
@@ -227,7 +282,7 @@ impl Case {
     }
 
     pub(crate) fn reference<'a>(&'a self, segments: &'a [Segment]) -> Reference<'a> {
-        Reference::new(&self.checkpoint, self.base.adapter(), self.draft_vocabulary, segments)
+        Reference::new(&self.checkpoint, self.base.adapter(), (self.draft_vocabulary, &self.inner_features), segments)
     }
 }
 
@@ -249,6 +304,7 @@ impl Options {
                 identity: self.identity,
                 token_conditioning: self.token_conditioning,
                 sampler_size: self.sampler_size,
+                intermediate_size: self.inner_features.first().map(|features| features.len()),
                 draft_vocab_size: (!self.draft_vocabulary.is_empty()).then_some(self.draft_vocabulary.len()),
                 early_exit_rank: None,
             },

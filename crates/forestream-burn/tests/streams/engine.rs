@@ -1,7 +1,7 @@
 //! The engine's streams and these are the same function.
 
 use forestream_burn::{Segment, stream_logits, stream_states};
-use forestream_model::streams::{Adapter, Anchor};
+use forestream_model::streams::Anchor;
 use forestream_model::{BLOCK_LEN, CpuModel, Hidden, KvCache, LoadOptions, Model, Outputs, Row, TokenId, TokenTree};
 
 use crate::case::{CASES, Case, JOINT_CASES, Options};
@@ -37,10 +37,7 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(case: &Case) -> Self {
         let mut model = CpuModel::load(&case.checkpoint, LoadOptions::default()).unwrap();
-        let tensors = case.weights().values();
-        let draft_vocabulary = case.draft_vocabulary.to_vec();
-        let adapter = Adapter { config: case.base.adapter().clone(), tensors, draft_vocabulary };
-        model.attach(adapter, &case.checkpoint).unwrap();
+        model.attach(case.adapter(), &case.checkpoint).unwrap();
         Self { model }
     }
 

@@ -13,7 +13,7 @@ mod reference;
 
 use burn_tensor::{Device, Tensor, TensorData};
 use case::{CASES, Case, JOINT_CASES};
-use forestream_burn::{BurnError, Segment, stream_logits, stream_states};
+use forestream_burn::{BurnError, Segment, inner_energies, stream_logits, stream_states};
 
 /// Logits agree with the reference in every configuration, for several segments at once.
 #[test]
@@ -108,6 +108,32 @@ fn rotated_values_tell_streams_apart() {
         assert_ne!(still, turned, "stream {index}");
     }
     assert!(turned[0] != turned[1] && turned[1] != turned[2] && turned[0] != turned[2]);
+}
+
+/// Streams without the inner features that add least to them stay nearer to themselves than without those that add most.
+#[test]
+fn energies_tell_which_inner_features_matter() {
+    for options in [&CASES[3], &CASES[4]] {
+        // without low-rank changes, whose width would be another
+        let case = Case::new(options);
+        let segments = [case.segment(2, 3, 1)];
+        let energies = inner_energies(&case.base, &case.weights(), &segments).unwrap();
+        let (whole, width) = (data(stream_states(&case.base, &case.weights(), &segments).unwrap()), energies[0].len());
+        let without = |is_least: bool| {
+            let half = |energies: &Vec<f32>| {
+                let mut places: Vec<u32> = (0..width as u32).collect();
+                places.sort_by(|&a, &b| energies[a as usize].total_cmp(&energies[b as usize]));
+                let mut kept = if is_least { places[width / 2..].to_vec() } else { places[..width / 2].to_vec() };
+                kept.sort_unstable();
+                kept
+            };
+            let features: Vec<Vec<u32>> = energies.iter().map(half).collect();
+            let base = case.base.clone().narrowed_to(&features);
+            let rest = data(stream_states(&base, &case.weights(), &segments).unwrap());
+            rest.iter().zip(&whole).map(|(a, b)| (a - b).powi(2)).sum::<f32>()
+        };
+        assert!(without(true) < without(false), "{options:?}: {} {}", without(true), without(false));
+    }
 }
 
 /// A text's rows do not depend on the texts beside it, and keys after a position are not seen.

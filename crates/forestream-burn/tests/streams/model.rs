@@ -2,10 +2,10 @@
 
 use burn_tensor::Device;
 use forestream_burn::BurnModel;
-use forestream_model::streams::{Adapter, Anchor};
+use forestream_model::streams::Anchor;
 use forestream_model::{Hidden, KvCache, Model, ModelError, NodeId, Outputs, Row, TokenId, TokenTree};
 
-use crate::case::{CASES, Case, JOINT_CASES, Options};
+use crate::case::{CASES, Case, JOINT_CASES, NARROW_JOINT, Options};
 use crate::engine::{Engine, relative_error};
 
 /// The engine rounds keys and values of streams to half precision, and these models' changed weights too (2^-11 each).
@@ -16,12 +16,7 @@ const NEXT: TokenId = 17;
 /// The decoder with a case's adapter.
 pub(crate) fn attached(case: &Case) -> BurnModel {
     let mut model = BurnModel::load(&case.checkpoint, &Device::flex()).unwrap();
-    let adapter = Adapter {
-        config: case.base.adapter().clone(),
-        tensors: case.weights().values(),
-        draft_vocabulary: case.draft_vocabulary.to_vec(),
-    };
-    model.attach(adapter);
+    model.attach(case.adapter());
     model
 }
 
@@ -65,7 +60,7 @@ fn assert_alike(got: &[f32], expected: &[f32], options: &Options, what: &str) {
 
 #[test]
 fn streams_are_those_of_the_engine() {
-    for options in CASES.iter().chain(JOINT_CASES) {
+    for options in CASES.iter().chain(JOINT_CASES).chain([&NARROW_JOINT]) {
         let case = Case::new(options);
         let (engine, model) = (Engine::new(&case).model, attached(&case));
         for num_streams in [1, options.num_streams] {

@@ -13,6 +13,8 @@ pub(crate) struct Reference<'a> {
     config: &'a DecoderConfig,
     adapter: &'a AdapterConfig,
     draft_vocabulary: Vec<TokenId>,
+    /// By layer with streams; empty where they keep all.
+    inner_features: &'a [Vec<u32>],
     segments: &'a [Segment],
     base: Values,
 }
@@ -21,7 +23,7 @@ impl<'a> Reference<'a> {
     pub(crate) fn new(
         checkpoint: &'a Checkpoint,
         adapter: &'a AdapterConfig,
-        draft_vocabulary: &[TokenId],
+        (draft_vocabulary, inner_features): (&[TokenId], &'a [Vec<u32>]),
         segments: &'a [Segment],
     ) -> Self {
         let config = checkpoint.config();
@@ -44,7 +46,7 @@ impl<'a> Reference<'a> {
             [] => (0..config.vocab_size as TokenId).collect(),
             ids => ids.to_vec(),
         };
-        Self { config, adapter, draft_vocabulary, segments, base }
+        Self { config, adapter, draft_vocabulary, inner_features, segments, base }
     }
 
     /// Logits of all streams for these trained values.
@@ -155,7 +157,7 @@ impl<'a> Reference<'a> {
 
     fn project(&self, trained: &Values, layer: usize, projection: Projection, x: &[f64]) -> Vec<f64> {
         let path = format!("{layer}.{}", projection.path());
-        let mut projected = matvec(&self.base[&format!("model.layers.{path}.weight")], x);
+        let mut projected = matvec(&self.weight(layer, projection), x);
         if let Some(bias) = self.base.get(&format!("model.layers.{path}.bias")) {
             add(&mut projected, bias);
         }
@@ -168,6 +170,24 @@ impl<'a> Reference<'a> {
             projected.iter_mut().zip(change).for_each(|(to, x)| *to += scale * x);
         }
         projected
+    }
+
+    /// A weight of the base, without the inner features that streams do not keep.
+    fn weight(&self, layer: usize, projection: Projection) -> Vec<f64> {
+        let weight = &self.base[&format!("model.layers.{layer}.{}.weight", projection.path())];
+        let first = self.config.num_hidden_layers - self.adapter.streams.num_msa_layers;
+        let Some(features) = self.inner_features.get(layer - first) else { return weight.clone() };
+        let (width, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        match projection {
+            Projection::GateProj | Projection::UpProj => {
+                features.iter().flat_map(|&row| weight[row as usize * width..][..width].to_vec()).collect()
+            }
+            Projection::DownProj => {
+                let kept = |row: &[f64]| features.iter().map(|&col| row[col as usize]).collect::<Vec<_>>();
+                weight.chunks_exact(inner).flat_map(kept).collect()
+            }
+            _ => weight.clone(),
+        }
     }
 
     fn head(&self, trained: &Values, parent: TokenId, mut state: Vec<f64>) -> Vec<f64> {

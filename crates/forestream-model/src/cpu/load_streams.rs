@@ -4,7 +4,7 @@
 //! Two hundred small products a pass would cost more than they compute; one more copy of the top layers costs memory.
 
 use forestream_kernels::formats::Format;
-use forestream_kernels::{PackedMatrix, RowOrder};
+use forestream_kernels::{PackedMatrix, RowOrder, ThreadPool};
 
 use super::CpuModel;
 use super::early_exit::EarlyExit;
@@ -133,48 +133,44 @@ impl Merger<'_> {
         Ok(Some(LowRank::new(a, all_b)))
     }
 
-    /// Layer `index` as stream rows use it: their own changes come on top of the task's.
+    /// Layer `index` as stream rows use it: their own changes come on top of the task's, on the features that they keep.
     fn stream_layer(&self, index: usize) -> Result<Layer, ModelError> {
         let mut layer = self.loader.layer(index)?;
-        let config = &self.adapter.config;
-        let num_layers = self.loader.checkpoint.config().num_hidden_layers;
-        let main = config.main_lora.as_ref().filter(|main| index >= num_layers - main.num_layers);
-        let loras = [("main.layers", main.map(|main| &main.lora)), ("layers", config.lora.as_ref())];
+        let (config, base) = (&self.adapter.config, self.loader.checkpoint.config());
+        let main = config.main_lora.as_ref().filter(|main| index >= base.num_hidden_layers - main.num_layers);
+        let main = main.map(|main| ("main.layers", &main.lora));
+        let own = config.lora.as_ref().map(|lora| ("layers", lora));
+        let features = self.adapter.inner_features.get(index - config.first_msa_layer(base));
         for projection in Projection::ALL {
-            let change = |&(prefix, lora): &(&str, Option<&'_ LoraConfig>)| {
-                let lora = lora.filter(|lora| lora.target_modules.contains(&projection))?;
-                Some((format!("{prefix}.{index}.{}", projection.path()), lora.clone()))
-            };
-            let changes: Vec<(String, LoraConfig)> = loras.iter().filter_map(change).collect();
-            let changes: Vec<(&str, &LoraConfig)> = changes.iter().map(|(path, lora)| (path.as_str(), lora)).collect();
-            if let Some((path, _)) = changes.last() {
-                let matrix = matrix_of(&mut layer, projection);
-                let sums = self.changed(matrix, &changes);
-                *matrix = self.pack(path, [matrix.rows(), matrix.cols()], &sums, merged_format(matrix.format()))?;
+            let path = format!("{index}.{}", projection.path());
+            let changes = [main, own].map(|change| self.change(change?, &path, projection));
+            let kept = features.and_then(|features| Kept::of(projection, features));
+            if changes.iter().all(Option::is_none) && kept.is_none() {
+                continue;
             }
+            let (matrix, pool) = (matrix_of(&mut layer, projection), self.loader.pool);
+            let [main, own] = &changes;
+            let mut weight = Dense::of(matrix, pool);
+            if let Some(main) = main {
+                weight.add(main, pool);
+            }
+            if let Some(kept) = kept {
+                weight = weight.keep(kept);
+            }
+            if let Some(own) = own {
+                weight.add(own, pool);
+            }
+            *matrix = self.pack(&path, weight.shape, &weight.values, merged_format(matrix.format()))?;
         }
         Ok(layer)
     }
 
-    /// `base`, plus `alpha / rank * B A` of each change.
-    fn changed(&self, base: &PackedMatrix, changes: &[(&str, &LoraConfig)]) -> Vec<f32> {
-        let cols = base.cols();
-        let tensor = |path: &str, which: &str| &self.adapter.tensors[&format!("{path}.{which}.weight")];
-        let factors = changes.iter().map(|&(path, lora)| (tensor(path, "lora_A"), tensor(path, "lora_B"), lora));
-        let factors: Vec<_> = factors.collect();
-        let mut sums = vec![0.0; base.rows() * cols];
-        self.loader.pool.for_each_row(&mut sums, cols, &|row, to| {
-            base.row(row, to);
-            for (a, b, lora) in &factors {
-                let scale = lora.alpha / lora.rank as f32;
-                for (factor, a) in b[row * lora.rank..][..lora.rank].iter().zip(a.chunks_exact(cols)) {
-                    for (to, a) in to.iter_mut().zip(a) {
-                        *to += scale * factor * a;
-                    }
-                }
-            }
-        });
-        sums
+    /// What a set of changes changes of a projection, if anything.
+    fn change(&self, (prefix, lora): (&str, &LoraConfig), path: &str, projection: Projection) -> Option<Change<'_>> {
+        lora.target_modules.contains(&projection).then(|| {
+            let factor = |which: &str| &self.adapter.tensors[&format!("{prefix}.{path}.lora_{which}.weight")];
+            Change { a: factor("A"), b: factor("B"), rank: lora.rank, scale: lora.alpha / lora.rank as f32 }
+        })
     }
 
     /// The sampler of `size` inner features, multiplied out with the `head`.
@@ -232,6 +228,76 @@ impl Merger<'_> {
             })?;
         }
         self.loader.pack(name, format, shape, &bytes, RowOrder::Same)
+    }
+}
+
+/// `scale * B A`.
+struct Change<'a> {
+    /// `[rank, cols]`.
+    a: &'a [f32],
+    /// `[rows, rank]`.
+    b: &'a [f32],
+    rank: usize,
+    scale: f32,
+}
+
+/// What is kept of a weight where stream rows use some inner features alone.
+#[derive(Clone, Copy)]
+enum Kept<'a> {
+    Rows(&'a [u32]),
+    Cols(&'a [u32]),
+}
+
+impl<'a> Kept<'a> {
+    /// Inner features are outputs of two projections and inputs of the third.
+    fn of(projection: Projection, features: &'a [u32]) -> Option<Self> {
+        match projection {
+            Projection::GateProj | Projection::UpProj => Some(Self::Rows(features)),
+            Projection::DownProj => Some(Self::Cols(features)),
+            _ => None,
+        }
+    }
+}
+
+/// A weight in full precision, `shape[0]` rows one after another.
+struct Dense {
+    values: Vec<f32>,
+    shape: [usize; 2],
+}
+
+impl Dense {
+    fn of(matrix: &PackedMatrix, pool: &ThreadPool) -> Self {
+        let shape = [matrix.rows(), matrix.cols()];
+        let mut values = vec![0.0; shape[0] * shape[1]];
+        pool.for_each_row(&mut values, shape[1], &|row, to| matrix.row(row, to));
+        Self { values, shape }
+    }
+
+    fn add(&mut self, change: &Change<'_>, pool: &ThreadPool) {
+        let Change { a, b, rank, scale } = *change;
+        let cols = self.shape[1];
+        pool.for_each_row(&mut self.values, cols, &|row, to| {
+            for (factor, a) in b[row * rank..][..rank].iter().zip(a.chunks_exact(cols)) {
+                for (to, a) in to.iter_mut().zip(a) {
+                    *to += scale * factor * a;
+                }
+            }
+        });
+    }
+
+    fn keep(self, kept: Kept<'_>) -> Self {
+        let rows = || self.values.chunks_exact(self.shape[1]);
+        match kept {
+            Kept::Rows(indices) => {
+                let rows: Vec<&[f32]> = rows().collect();
+                let values = indices.iter().flat_map(|&row| rows[row as usize]).copied().collect();
+                Self { values, shape: [indices.len(), self.shape[1]] }
+            }
+            Kept::Cols(indices) => {
+                let values = rows().flat_map(|row| indices.iter().map(|&col| row[col as usize])).collect();
+                Self { values, shape: [self.shape[0], indices.len()] }
+            }
+        }
     }
 }
 

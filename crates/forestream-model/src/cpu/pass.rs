@@ -330,7 +330,7 @@ impl<'a, 'r> Pass<'a, 'r> {
     fn add_mlp(&mut self, layer: &Layer) {
         self.normalize(&layer.post_attention_layernorm);
         let (model, space) = (self.model, &mut *self.space);
-        let inner = model.config.intermediate_size;
+        let inner = layer.gate_up_proj[0].rows();
         let num_rows = space.batch.len();
         space.gate_up.resize(num_rows * 2 * inner, 0.0);
         matmul(&model.pool, model.isa, &space.activations, &layer.gate_up_proj, &mut space.gate_up);

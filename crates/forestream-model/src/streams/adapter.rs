@@ -16,6 +16,8 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// The tensor of token ids that streams can propose.
 const DRAFT_VOCABULARY: &str = "draft_vocabulary";
+/// The tensor of inner features that stream rows use, `[num_msa_layers, intermediate_size]`.
+const INNER_FEATURES: &str = "inner_features";
 
 /// A trained adapter in memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,8 @@ pub struct Adapter {
     pub tensors: BTreeMap<String, Vec<f32>>,
     /// The tokens that streams can propose, most frequent first; empty means all of them.
     pub draft_vocabulary: Vec<TokenId>,
+    /// By layer with streams, in ascending order: the inner features of the MLP that stream rows use; empty means all.
+    pub inner_features: Vec<Vec<u32>>,
 }
 
 impl Adapter {
@@ -105,10 +109,14 @@ impl Adapter {
             tensors.insert(spec.name.clone(), to_f32(path, &spec.name, &view)?);
         }
         let draft_vocabulary = match config.streams.draft_vocab_size {
-            Some(size) => read_vocabulary(path, &weights, size, base.vocab_size)?,
+            Some(size) => read_indices(path, &weights, (DRAFT_VOCABULARY, &[size]), ("token", base.vocab_size))?,
             None => Vec::new(),
         };
-        Ok(Self { config, tensors, draft_vocabulary })
+        let inner_features = match config.streams.intermediate_size {
+            Some(size) => read_inner_features(path, &weights, [config.streams.num_msa_layers, size], base)?,
+            None => Vec::new(),
+        };
+        Ok(Self { config, tensors, draft_vocabulary, inner_features })
     }
 
     /// Writes configuration and weights (in half precision) into `directory`, each under its name only when complete.
@@ -133,9 +141,18 @@ impl Adapter {
             let bytes = self.tensors[&spec.name].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
             parts.push((spec.name, Dtype::F16, spec.shape.to_vec(), bytes));
         }
+        let mut push = |name: &str, shape: Vec<usize>, indices: &mut dyn Iterator<Item = &u32>| {
+            parts.push((name.to_owned(), Dtype::U32, shape, indices.flat_map(|index| index.to_le_bytes()).collect()));
+        };
         if !self.draft_vocabulary.is_empty() {
-            let bytes = self.draft_vocabulary.iter().flat_map(|id| id.to_le_bytes()).collect();
-            parts.push((DRAFT_VOCABULARY.to_owned(), Dtype::U32, vec![self.draft_vocabulary.len()], bytes));
+            push(DRAFT_VOCABULARY, vec![self.draft_vocabulary.len()], &mut self.draft_vocabulary.iter());
+        }
+        if let Some(first) = self.inner_features.first() {
+            push(
+                INNER_FEATURES,
+                vec![self.inner_features.len(), first.len()],
+                &mut self.inner_features.iter().flatten(),
+            );
         }
         let views = parts.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes).expect("as many bytes as the shape asks for");
@@ -145,21 +162,41 @@ impl Adapter {
     }
 }
 
-fn read_vocabulary(
+/// Reads a tensor of indices of `what`, of which the base model has `count`.
+fn read_indices(
     path: &Path,
     weights: &SafeTensors<'_>,
-    size: usize,
-    vocab_size: usize,
-) -> Result<Vec<TokenId>, ModelError> {
-    let problem = |problem: String| ModelError::malformed(path, format!("the tensor `{DRAFT_VOCABULARY}` {problem}"));
-    let view = weights.tensor(DRAFT_VOCABULARY).map_err(|_| problem("is missing".to_owned()))?;
-    if view.dtype() != Dtype::U32 || view.shape() != [size] {
-        return Err(problem(format!("should be U32 [{size}], but it is {:?} {:?}", view.dtype(), view.shape())));
+    (name, shape): (&str, &[usize]),
+    (what, count): (&str, usize),
+) -> Result<Vec<u32>, ModelError> {
+    let problem = |problem: String| ModelError::malformed(path, format!("the tensor `{name}` {problem}"));
+    let view = weights.tensor(name).map_err(|_| problem("is missing".to_owned()))?;
+    if view.dtype() != Dtype::U32 || view.shape() != shape {
+        return Err(problem(format!("should be U32 {shape:?}, but it is {:?} {:?}", view.dtype(), view.shape())));
     }
-    let ids: Vec<TokenId> = view.data().as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
-    match ids.iter().find(|&&id| id as usize >= vocab_size) {
-        Some(id) => Err(problem(format!("names token {id}, but the base model has {vocab_size}"))),
-        None => Ok(ids),
+    let indices: Vec<u32> = view.data().as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
+    match indices.iter().find(|&&index| index as usize >= count) {
+        Some(index) => Err(problem(format!("names {what} {index}, but the base model has {count}"))),
+        None => Ok(indices),
+    }
+}
+
+/// Reads the inner features of each of `num_layers` layers.
+fn read_inner_features(
+    path: &Path,
+    weights: &SafeTensors<'_>,
+    [num_layers, size]: [usize; 2],
+    base: &DecoderConfig,
+) -> Result<Vec<Vec<u32>>, ModelError> {
+    let count = ("inner feature", base.intermediate_size);
+    let features = read_indices(path, weights, (INNER_FEATURES, &[num_layers, size]), count)?;
+    let layers: Vec<Vec<u32>> = features.chunks_exact(size).map(<[u32]>::to_vec).collect();
+    match layers.iter().position(|features| !features.is_sorted_by(|a, b| a < b)) {
+        Some(layer) => {
+            let problem = format!("row {layer} of the tensor `{INNER_FEATURES}` is not in ascending order");
+            Err(ModelError::malformed(path, problem))
+        }
+        None => Ok(layers),
     }
 }
 

@@ -75,6 +75,9 @@ pub struct StreamConfig {
     /// Width inside the sampler MLP; none without a sampler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampler_size: Option<usize>,
+    /// Inner features of the MLP that stream rows use in each layer with streams; none means all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intermediate_size: Option<usize>,
     /// Tokens that streams can propose; none means all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draft_vocab_size: Option<usize>,
@@ -206,7 +209,14 @@ impl AdapterConfig {
         base.num_hidden_layers - self.streams.num_msa_layers
     }
 
-    /// Every trained tensor, in a fixed order; there may be none. `draft_vocabulary` (token ids, `[draft_vocab_size]`) comes beside them.
+    /// The base model's sizes as stream rows see them: their MLP may be narrower.
+    pub fn stream_decoder(&self, base: &DecoderConfig) -> DecoderConfig {
+        let intermediate_size = self.streams.intermediate_size.unwrap_or(base.intermediate_size);
+        DecoderConfig { intermediate_size, ..base.clone() }
+    }
+
+    /// Every trained tensor, in a fixed order; there may be none. `draft_vocabulary` (token ids, `[draft_vocab_size]`) and
+    /// `inner_features` (`[num_msa_layers, intermediate_size]`) come beside them.
     pub fn tensors(&self, base: &DecoderConfig) -> Vec<TensorSpec> {
         let (streams, hidden) = (&self.streams, base.hidden_size);
         let mut specs = Vec::new();
@@ -225,7 +235,7 @@ impl AdapterConfig {
             specs.push(spec("early_exit.up_proj.weight", [hidden, rank]));
         }
         if let Some(lora) = &self.lora {
-            push_lora(&mut specs, "layers", self.first_msa_layer(base), lora, base);
+            push_lora(&mut specs, "layers", self.first_msa_layer(base), lora, &self.stream_decoder(base));
         }
         if let Some(main) = &self.main_lora {
             push_lora(&mut specs, "main.layers", base.num_hidden_layers - main.num_layers, &main.lora, base);
@@ -260,6 +270,10 @@ impl AdapterConfig {
             ),
             (streams.sampler_size.is_none_or(|size| size >= 1), "sampler_size must be at least 1".to_owned()),
             (streams.early_exit_rank.is_none_or(|rank| rank >= 1), "early_exit_rank must be at least 1".to_owned()),
+            (
+                streams.intermediate_size.is_none_or(|size| (1..=base.intermediate_size).contains(&size)),
+                format!("the streams' intermediate_size must be from 1 to {}", base.intermediate_size),
+            ),
             (
                 streams.draft_vocab_size.is_none_or(|size| (1..=base.vocab_size).contains(&size)),
                 format!("draft_vocab_size must be from 1 to {}", base.vocab_size),

@@ -27,6 +27,7 @@ pub(crate) fn write_random_adapter(model: &Path, directory: &Path) {
             identity: StreamIdentity::Embedding,
             token_conditioning: false, // so that the fused pass can run
             sampler_size: Some(8),
+            intermediate_size: None,
             draft_vocab_size: Some(base.vocab_size.min(200)),
             early_exit_rank: Some(2),
         },
@@ -45,5 +46,5 @@ pub(crate) fn write_random_adapter(model: &Path, directory: &Path) {
     });
     let tensors = tensors.collect();
     let draft_vocabulary = (0..base.vocab_size.min(200) as u32).rev().collect();
-    Adapter { config, tensors, draft_vocabulary }.save(directory, base).unwrap();
+    Adapter { config, tensors, draft_vocabulary, inner_features: Vec::new() }.save(directory, base).unwrap();
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod narrow;
+
 use std::path::{Path, PathBuf};
 
 use forestream_burn::NamedDevice;
@@ -13,6 +15,7 @@ use forestream_train::{
     CHECKPOINT, Dataset, EVENTS, Evaluation, Example, JointSettings, LOG, Objective, Observer, Origin, Outcome, Preset,
     Start, StepReport, TrainError, TrainJob, TrainSettings, Trainer,
 };
+use narrow::make_narrow;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -275,6 +278,14 @@ fn streams_of_a_joint_run_are_trained_on_while_its_model_stays() {
         assert_eq!(*values == joint.tensors[name], name.starts_with("main."), "{name}");
     }
 
+    std::fs::remove_dir_all(&second).unwrap();
+    let mut narrow = fitted_job(settings(24));
+    make_narrow(&mut narrow);
+    let narrow = run(narrow);
+    assert!(narrow.loss < 0.9 * before.loss, "{narrow:?} {before:?}");
+    let accuracy = |adapter| accuracy_of_main_rows(&base, Some(adapter), &counting("dev.jsonl", 6));
+    assert_eq!(accuracy(open(&second)), accuracy(joint.clone()), "main rows keep all inner features");
+
     let mut refused = fitted_job(settings(1));
     make_joint(&mut refused);
     let Err(error) = Trainer::new(refused) else { panic!("a model that stays as it is was to be trained") };
@@ -283,7 +294,7 @@ fn streams_of_a_joint_run_are_trained_on_while_its_model_stays() {
 
 #[test]
 fn a_resumed_run_equals_one_that_was_never_interrupted() {
-    for change in [&|_: &mut TrainJob<'_>| {}, &make_joint as Change] {
+    for change in [&|_: &mut TrainJob<'_>| {}, &make_joint as Change, &make_narrow] {
         check_resume(change);
     }
 }

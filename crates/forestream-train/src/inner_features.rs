@@ -1,0 +1,125 @@
+//! Narrow streams: which inner features of the MLP stream rows keep.
+//!
+//! Three quarters of a layer's weights are its MLP's, and few of its inner features carry most of what it adds to a row. The
+//! ones that add most to stream rows are kept, and the trained changes of these rows make up for the others.
+
+use forestream_burn::{StreamWeights, inner_energies};
+use forestream_model::streams::{Adapter, AdapterConfig, Projection, TrainingMode};
+
+use crate::TrainError;
+use crate::adamw::Named;
+use crate::data::Example;
+use crate::pieces::{Input, PieceMaker};
+
+/// The energies of so many positions are added up; more move the choice little.
+const MEASURED_POSITIONS: usize = 4000;
+
+/// The inner features that streams with these initial weights keep already; empty where they are to be chosen, or all kept.
+///
+/// # Errors
+/// Initial weights of another width, and joint mode, whose main rows run through the same layers.
+pub(crate) fn kept_by(initial: Option<&Adapter>, adapter: &AdapterConfig) -> Result<Vec<Vec<u32>>, TrainError> {
+    const FLAG: &str = "--stream-intermediate-size";
+    let wanted = adapter.streams.intermediate_size;
+    if wanted.is_some() && adapter.mode == TrainingMode::Joint {
+        let problem = "joint mode trains main rows, which need all inner features; give the size when the streams are trained \
+                       on with --adapter";
+        return Err(TrainError::setting(FLAG, problem));
+    }
+    match initial.and_then(|initial| initial.config.streams.intermediate_size.map(|size| (size, initial))) {
+        None => Ok(Vec::new()),
+        Some((size, initial)) if wanted == Some(size) => Ok(initial.inner_features.clone()),
+        Some((size, _)) => {
+            let problem =
+                format!("the adapter to start from has streams of {size} inner features; give the same number");
+            Err(TrainError::setting(FLAG, problem))
+        }
+    }
+}
+
+/// For each layer with streams: the `size` inner features that add most to stream rows, in ascending order.
+///
+/// # Errors
+/// If a pass fails.
+pub(crate) fn choose(
+    size: usize,
+    mut maker: PieceMaker<'_>,
+    weights: &StreamWeights,
+    examples: &[Example],
+) -> Result<Vec<Vec<u32>>, TrainError> {
+    let (mut sums, mut num_positions) = (Vec::<Vec<f64>>::new(), 0);
+    for example in examples {
+        for piece in maker.pieces(example)? {
+            num_positions += piece.num_positions();
+            let Input::Lossless(segment) = piece.input else { continue };
+            let energies = inner_energies(maker.base, weights, &[segment])?;
+            sums.resize_with(energies.len(), Vec::new);
+            for (sums, energies) in sums.iter_mut().zip(energies) {
+                sums.resize(energies.len(), 0.0);
+                sums.iter_mut().zip(energies).for_each(|(sum, energy)| *sum += f64::from(energy));
+            }
+        }
+        if num_positions >= MEASURED_POSITIONS {
+            break;
+        }
+    }
+    Ok(sums.iter().map(|sums| greatest(sums, size)).collect())
+}
+
+/// The places of the `count` greatest values, in ascending order; of equal ones the first.
+fn greatest(values: &[f64], count: usize) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..values.len() as u32).collect();
+    places.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
+    places.truncate(count);
+    places.sort_unstable();
+    places
+}
+
+/// Drops what the trained tensors of streams have for other inner features; layers are numbered from `first_layer` on.
+pub(crate) fn narrow(weights: &mut Named, first_layer: usize, inner_features: &[Vec<u32>], width: usize) {
+    for (index, features) in inner_features.iter().enumerate() {
+        let mut change = |projection: Projection, which: &str, keep: &dyn Fn(&[f32]) -> Vec<f32>| {
+            let name = format!("layers.{}.{}.lora_{which}.weight", first_layer + index, projection.path());
+            if let Some(values) = weights.get_mut(&name) {
+                *values = keep(values);
+            }
+        };
+        let rows = |values: &[f32]| {
+            let rank = values.len() / width;
+            features.iter().flat_map(|&row| &values[row as usize * rank..][..rank]).copied().collect()
+        };
+        let cols = |values: &[f32]| {
+            values.chunks_exact(width).flat_map(|row| features.iter().map(|&col| row[col as usize])).collect()
+        };
+        change(Projection::GateProj, "B", &rows);
+        change(Projection::UpProj, "B", &rows);
+        change(Projection::DownProj, "A", &cols);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greatest_are_kept_in_order() {
+        assert_eq!(greatest(&[3.0, 9.0, 1.0, 9.0, 4.0], 3), [1, 3, 4]);
+        assert_eq!(greatest(&[2.0, 2.0, 2.0], 2), [0, 1]);
+    }
+
+    #[test]
+    fn changes_of_other_features_are_dropped() {
+        let name = |layer: usize, rest: &str| format!("layers.{layer}.{rest}.weight");
+        let mut weights = Named::new();
+        // Three inner features, rank 2; the way down reads them, the way up makes them.
+        weights.insert(name(7, "mlp.up_proj.lora_B"), vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        weights.insert(name(7, "mlp.down_proj.lora_A"), vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        weights.insert(name(7, "mlp.down_proj.lora_B"), vec![7.0, 8.0]);
+        weights.insert("main.layers.7.mlp.up_proj.lora_B.weight".to_owned(), vec![9.0; 6]);
+        narrow(&mut weights, 6, &[vec![1], vec![0, 2]], 3);
+        assert_eq!(weights[&name(7, "mlp.up_proj.lora_B")], [1.0, 2.0, 5.0, 6.0]);
+        assert_eq!(weights[&name(7, "mlp.down_proj.lora_A")], [1.0, 3.0, 4.0, 6.0]);
+        assert_eq!(weights[&name(7, "mlp.down_proj.lora_B")], [7.0, 8.0]);
+        assert_eq!(weights["main.layers.7.mlp.up_proj.lora_B.weight"], [9.0; 6]);
+    }
+}
