@@ -146,7 +146,9 @@ fn write_card(
         StreamIdentity::Embedding => String::new(),
         StreamIdentity::ValueRotation { angle } => format!(", values turned by {angle} for each"),
     };
-    writeln!(text, "| streams | {} in the top {} layers{apart} |", streams.num_streams, streams.num_msa_layers)?;
+    let width = streams.intermediate_size.map_or(String::new(), |size| format!(", {size} inner features of each MLP"));
+    let (num_streams, num_layers) = (streams.num_streams, streams.num_msa_layers);
+    writeln!(text, "| streams | {num_streams} in the top {num_layers} layers{width}{apart} |")?;
     writeln!(text, "| trained parameters | {} |", trained_on.num_parameters)?;
     writeln!(
         text,

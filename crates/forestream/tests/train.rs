@@ -113,11 +113,18 @@ fn joint_mode_teaches_a_task_by_its_name() {
 
     let further = sandbox.path("further");
     let arguments = ["train", "-m", &model, "--adapter", adapter, "--data", &data, "--task", "e2e", "--steps", "2"];
-    let more = ["--batch-tokens", "60", "--draft-vocab-size", "9", "-o", further.to_str().unwrap()];
-    let run = sandbox.run(&[arguments.as_slice(), &more].concat());
+    let more = ["--batch-tokens", "60", "--draft-vocab-size", "9", "--stream-intermediate-size", "16"];
+    let run = sandbox.run(&[arguments.as_slice(), &more, &["-o", further.to_str().unwrap()]].concat());
     assert!(run.assert_success().stderr.contains("2 streams in the top 1 layers"), "{}", run.stderr);
     let config: Value = serde_json::from_slice(&std::fs::read(further.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(config["streams"]["draft_vocab_size"], 9, "no tensor depends on it, so it may change");
+    assert_eq!(config["streams"]["intermediate_size"], 16, "streams that are trained on may become narrow");
+    let card = std::fs::read_to_string(further.join("README.md")).unwrap();
+    assert!(run.stderr.contains("16 inner features of each MLP") && card.contains("16 inner features of each MLP"));
+    let arguments = ["compare", "-m", &model, "--adapter", further.to_str().unwrap(), "--data", &data, "--task", "e2e"];
+    let more = ["--limit", "3", "-n", "16", "--spec-types", "none,streaming", "--output", "json"];
+    let compared = sandbox.run(&[arguments.as_slice(), &more].concat()).json();
+    assert_eq!(compared["arms"][1]["identical"], true, "{compared}");
     let text = std::fs::read(further.join("provenance.json")).unwrap();
     let both: Value = serde_json::from_slice(&text).unwrap();
     assert_eq!(both["previous"], provenance, "the card of the second run knows the first");

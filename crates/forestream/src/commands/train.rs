@@ -72,9 +72,10 @@ fn plan(trainer: &Trainer) -> Vec<String> {
     }
     let streams = &trainer.adapter().streams;
     lines.push(format!(
-        "{} streams in the top {} layers, {} trained parameters, {} steps",
+        "{} streams in the top {} layers{}, {} trained parameters, {} steps",
         streams.num_streams,
         streams.num_msa_layers,
+        streams.intermediate_size.map_or(String::new(), |size| format!(" ({size} inner features of each MLP)")),
         trainer.num_parameters(),
         trainer.num_steps()
     ));
