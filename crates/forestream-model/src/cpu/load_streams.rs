@@ -160,7 +160,8 @@ impl Merger<'_> {
             if let Some(own) = own {
                 weight.add(own, pool);
             }
-            *matrix = self.pack(&path, weight.shape, &weight.values, merged_format(matrix.format()))?;
+            *matrix =
+                self.pack(&format!("layers.{path}"), weight.shape, &weight.values, merged_format(matrix.format()))?;
         }
         Ok(layer)
     }

@@ -33,6 +33,8 @@ fn narrow_streams_learn_and_go_on_from_wide_ones_and_from_themselves() {
     let adapter = open(&narrow);
     let inner = base.config().intermediate_size;
     assert!(adapter.inner_features.iter().all(|features| features.len() == 16 && features[15] < inner as u32));
+    let first_ones: Vec<u32> = (0..16).collect();
+    assert!(adapter.inner_features.iter().all(|features| *features != first_ones), "they are chosen by the data");
     let layer = base.config().num_hidden_layers - 1;
     assert_eq!(adapter.tensors[&format!("layers.{layer}.mlp.down_proj.lora_A.weight")].len(), 4 * 16);
     assert_eq!(adapter.tensors[&format!("layers.{layer}.mlp.up_proj.lora_B.weight")].len(), 16 * 4);
