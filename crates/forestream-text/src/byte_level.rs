@@ -4,6 +4,7 @@
 //! Owns the pre-tokenizers by the names that GGUF files use. The expressions are those of the models' published
 //! `tokenizer.json`; `default` is what llama.cpp does for a file that names no pre-tokenizer.
 
+use std::mem;
 use std::sync::LazyLock;
 
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -81,12 +82,14 @@ const PRE_TOKENIZERS: [PreTokenizer; 5] = [
     },
 ];
 
-/// Builds the tokenizer of a `gpt2` vocabulary, without its added tokens.
-pub(crate) fn engine(vocabulary: &GgufVocabulary) -> Result<Engine, TextError> {
+/// Builds the tokenizer of a `gpt2` vocabulary, without its added tokens, from the vocabulary's own tokens and rules.
+pub(crate) fn engine(vocabulary: &mut GgufVocabulary) -> Result<Engine, TextError> {
     let pre_tokenizer = find(vocabulary.pre.as_deref())?;
     let fail = |source| TextError::Engine { doing: "building the byte-level tokenizer", source };
-    let vocab: Vocab = vocabulary.tokens.iter().cloned().zip(0..).collect();
-    let merges = merges(vocabulary, &vocab)?;
+    let no_merges = || TextError::MissingField { field: "merges", model: MODEL.to_owned() };
+    let rules = vocabulary.merges.take().ok_or_else(no_merges)?;
+    let vocab: Vocab = mem::take(&mut vocabulary.tokens).into_iter().zip(0..).collect();
+    let merges = merges(rules, &vocab)?;
     let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre_tokenizer.ignores_merges);
     let mut engine = Engine::new(model.build().map_err(fail)?);
     if pre_tokenizer.composes {
@@ -121,19 +124,17 @@ fn find(name: Option<&str>) -> Result<&'static PreTokenizer, TextError> {
 }
 
 /// Splits the rules; the check that each joins two tokens to a third is what `BPE::builder` relies on.
-fn merges(vocabulary: &GgufVocabulary, vocab: &Vocab) -> Result<Vec<(String, String)>, TextError> {
-    let rules = vocabulary
-        .merges
-        .as_ref()
-        .ok_or_else(|| TextError::MissingField { field: "merges", model: MODEL.to_owned() })?;
-    let split = |(index, rule): (usize, &String)| {
-        let pair = rule.split_once(' ').filter(|(left, right)| {
+fn merges(rules: Vec<String>, vocab: &Vocab) -> Result<Vec<(String, String)>, TextError> {
+    let split = |(index, mut rule): (usize, String)| {
+        let space = rule.split_once(' ').filter(|(left, right)| {
             vocab.contains_key(*left) && vocab.contains_key(*right) && vocab.contains_key(&format!("{left}{right}"))
         });
-        let (left, right) = pair.ok_or_else(|| TextError::BadMerge { index, rule: rule.clone() })?;
-        Ok((left.to_owned(), right.to_owned()))
+        let Some(space) = space.map(|(left, _)| left.len()) else { return Err(TextError::BadMerge { index, rule }) };
+        let right = rule[space + 1..].to_owned();
+        rule.truncate(space);
+        Ok((rule, right))
     };
-    rules.iter().enumerate().map(split).collect()
+    rules.into_iter().enumerate().map(split).collect()
 }
 
 /// GPT-2's alphabet: printable Latin-1 characters stand for themselves, the other bytes for characters from U+0100 on.

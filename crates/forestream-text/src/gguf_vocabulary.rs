@@ -65,17 +65,18 @@ impl GgufVocabulary {
     /// Builds everything that a [`crate::Tokenizer`] is made of.
     pub(crate) fn build(mut self) -> Result<Parts, TextError> {
         self.check()?;
+        let (table, added_tokens) = (self.table(), self.added_tokens()); // before the engine takes the tokens over
         let mut engine = match self.model.as_str() {
-            byte_level::MODEL => byte_level::engine(&self)?,
-            _ => sentencepiece::engine(&self)?,
+            byte_level::MODEL => byte_level::engine(&mut self)?,
+            _ => sentencepiece::engine(&mut self)?,
         };
         engine
-            .add_tokens(self.added_tokens())
+            .add_tokens(added_tokens)
             .map_err(|source| TextError::Engine { doing: "adding the special tokens", source })?;
         let templates = self.chat_template.take().map(|source| ("default".to_owned(), source));
         Ok(Parts {
             engine,
-            table: self.table(),
+            table,
             prefix: self.bos.into_iter().filter(|_| self.adds_bos()).collect(),
             suffix: self.eos.into_iter().filter(|_| self.add_eos.unwrap_or(false)).collect(),
             roles: Roles { bos: self.bos, eos: self.eos, unknown: self.unknown, padding: self.padding },

@@ -3,6 +3,9 @@
 //!
 //! The scores are turned into merge rules in the order of Hugging Face's own conversion, so that ids agree with it.
 
+use std::collections::HashMap;
+use std::mem;
+
 use tokenizers::Tokenizer as Engine;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::prepend::Prepend;
@@ -17,14 +20,15 @@ pub(crate) const MODEL: &str = "llama";
 /// What stands for a space inside a token.
 pub(crate) const SPACE: &str = "▁";
 
-/// Builds the tokenizer of a `llama` vocabulary, without its added tokens.
-pub(crate) fn engine(vocabulary: &GgufVocabulary) -> Result<Engine, TextError> {
+/// Builds the tokenizer of a `llama` vocabulary, without its added tokens, from the vocabulary's own tokens.
+pub(crate) fn engine(vocabulary: &mut GgufVocabulary) -> Result<Engine, TextError> {
     let fail = |source| TextError::Engine { doing: "building the SentencePiece tokenizer", source };
-    let vocab: Vocab = vocabulary.tokens.iter().cloned().zip(0..).collect();
-    let merges = merges(vocabulary, &vocab)?;
+    let merges = merges(vocabulary)?;
+    let unknown = vocabulary.unknown.map(|unknown| vocabulary.tokens[unknown as usize].clone());
+    let vocab: Vocab = mem::take(&mut vocabulary.tokens).into_iter().zip(0..).collect();
     let mut model = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
-    if let Some(unknown) = vocabulary.unknown {
-        model = model.unk_token(vocabulary.tokens[unknown as usize].clone());
+    if let Some(unknown) = unknown {
+        model = model.unk_token(unknown);
     }
     let mut engine = Engine::new(model.build().map_err(fail)?);
     let mut steps: Vec<NormalizerWrapper> = vec![Replace::new(" ", SPACE).map_err(fail)?.into()];
@@ -55,12 +59,13 @@ struct Rule<'a> {
 }
 
 /// Every way of cutting a token into two tokens is a rule; better scores come first, then longer parts.
-fn merges(vocabulary: &GgufVocabulary, vocab: &Vocab) -> Result<Vec<(String, String)>, TextError> {
+fn merges(vocabulary: &GgufVocabulary) -> Result<Vec<(String, String)>, TextError> {
     let scores = vocabulary
         .scores
         .as_ref()
         .ok_or_else(|| TextError::MissingField { field: "scores", model: MODEL.to_owned() })?;
-    let text_id = |token: &str| vocab.get(token).copied().filter(|id| vocabulary.is_text(*id as usize));
+    let ids: HashMap<&str, u32> = vocabulary.tokens.iter().map(String::as_str).zip(0..).collect();
+    let text_id = |token: &str| ids.get(token).copied().filter(|id| vocabulary.is_text(*id as usize));
     let mut rules = Vec::new();
     for (id, token) in vocabulary.tokens.iter().enumerate().filter(|(id, _)| vocabulary.is_text(*id)) {
         let start = rules.len();

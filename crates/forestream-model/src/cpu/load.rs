@@ -58,9 +58,7 @@ impl<'a> Loader<'a> {
     /// A matrix `[vocab_size, hidden_size]`.
     fn vocabulary_matrix(&self, name: &str) -> Result<PackedMatrix, ModelError> {
         let config = self.checkpoint.config();
-        let matrix = self.matrix(name, config.vocab_size, config.hidden_size, RowOrder::Same)?;
-        self.checkpoint.release();
-        Ok(matrix)
+        self.matrix(name, config.vocab_size, config.hidden_size, RowOrder::Same)
     }
 
     /// Decoder layer `index`.
@@ -73,7 +71,7 @@ impl<'a> Loader<'a> {
         let rotary = self.checkpoint.rotary_order();
         let projection =
             |which: &str, rows, cols, order| self.matrix(&name(&format!("{which}.weight")), rows, cols, order);
-        let layer = Layer {
+        Ok(Layer {
             input_layernorm: self.vector(&name("input_layernorm.weight"), hidden)?,
             qkv_proj: [
                 projection("self_attn.q_proj", q_len, hidden, rotary)?,
@@ -90,9 +88,7 @@ impl<'a> Loader<'a> {
             ],
             down_proj: [projection("mlp.down_proj", hidden, inner, RowOrder::Same)?],
             changes: LayerChanges::default(),
-        };
-        self.checkpoint.release(); // the file's pages are not needed again
-        Ok(layer)
+        })
     }
 
     fn biases(&self, index: usize, q_len: usize, kv_len: usize) -> Result<Vec<f32>, ModelError> {
@@ -121,7 +117,9 @@ impl<'a> Loader<'a> {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize, order: RowOrder) -> Result<PackedMatrix, ModelError> {
         let weight: Weight<'_> = self.checkpoint.weight(name)?.expect_shape(rows, cols)?;
-        self.pack(name, weight.format, [rows, cols], &weight.bytes, order)
+        let matrix = self.pack(name, weight.format, [rows, cols], &weight.bytes, order)?;
+        self.checkpoint.release(); // the file's pages are not needed again
+        Ok(matrix)
     }
 
     /// Packs a matrix of the given shape; `name` is for the error.
