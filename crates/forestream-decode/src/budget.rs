@@ -38,7 +38,7 @@ impl Budget {
 #[derive(Clone, Debug, PartialEq)]
 pub struct CostCurve {
     points: Vec<(usize, f64)>,
-    /// Seconds of drafting besides the pass, with 1, 2, ... streams; empty for a drafter that takes no time.
+    /// Seconds of drafting besides the pass, with 1, 2, ... streams in all; empty for a drafter that takes no time.
     draft_seconds: Vec<f64>,
 }
 
@@ -75,10 +75,18 @@ impl CostCurve {
         &self.draft_seconds
     }
 
-    /// Seconds that drafting takes with `num_streams` streams.
+    /// Seconds that drafting takes with `num_streams` streams, those of all sequences of a pass; beyond the measured numbers
+    /// the mean slope goes on.
     pub fn draft_seconds(&self, num_streams: usize) -> f64 {
-        let last = self.draft_seconds.len().saturating_sub(1);
-        self.draft_seconds.get(num_streams.saturating_sub(1).min(last)).copied().unwrap_or(0.0)
+        let [first, .., last] = self.draft_seconds[..] else {
+            return self.draft_seconds.first().copied().unwrap_or(0.0);
+        };
+        let measured = self.draft_seconds.len();
+        let slope = ((last - first) / (measured - 1) as f64).max(0.0);
+        match self.draft_seconds.get(num_streams.max(1) - 1) {
+            Some(&seconds) => seconds,
+            None => last + slope * (num_streams - measured) as f64,
+        }
     }
 
     /// The least score with which any node can pay: what the cheapest further node costs, in passes over one.
@@ -193,6 +201,17 @@ mod tests {
             assert!((curve.seconds(nodes) - expected).abs() < 1e-12, "{nodes}");
         }
         assert!((CostCurve::new(&[(1, 2.0)]).unwrap().seconds(9) - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn drafts_of_more_streams_than_were_measured_go_on_with_the_slope() {
+        let curve = |seconds: &[f64]| CostCurve::new(&[(1, 1.0)]).unwrap().with_draft_seconds(seconds.to_vec());
+        let cases = [(&[][..], 3, 0.0), (&[0.5], 3, 0.5), (&[0.5, 0.6, 0.9], 0, 0.5), (&[0.5, 0.6, 0.9], 2, 0.6)];
+        for (seconds, num_streams, expected) in cases {
+            assert!((curve(seconds).draft_seconds(num_streams) - expected).abs() < 1e-12, "{seconds:?} {num_streams}");
+        }
+        assert!((curve(&[0.5, 0.6, 0.9]).draft_seconds(5) - 1.3).abs() < 1e-12);
+        assert!((curve(&[0.9, 0.5]).draft_seconds(5) - 0.5).abs() < 1e-12, "noise does not make streams free");
     }
 
     #[test]

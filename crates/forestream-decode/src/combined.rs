@@ -2,7 +2,7 @@
 
 use forestream_model::NodeId;
 
-use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
+use crate::draft::{AwaitedStreams, DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::{DecodeError, Draft, Drafter};
 
 /// Asks each drafter in turn and tells it what the earlier ones expect; of equal nodes the higher score counts. For drafters that choose, not draw.
@@ -52,6 +52,25 @@ impl Drafter for Combined {
             self.part.reset(root);
             request.expected = draft.expected();
             self.drafters[index].draft(request, &mut self.part)?;
+            self.merge_into(draft);
+        }
+        Ok(())
+    }
+
+    fn awaited_streams(&self) -> Option<AwaitedStreams<'_>> {
+        self.drafters.iter().find_map(|drafter| drafter.awaited_streams())
+    }
+
+    fn draft_from_streams(
+        &mut self,
+        request: &mut DraftRequest<'_>,
+        logits: &[f32],
+        draft: &mut Draft,
+    ) -> Result<(), DecodeError> {
+        let waiting = self.drafters.iter_mut().find(|drafter| drafter.awaited_streams().is_some());
+        if let Some(drafter) = waiting {
+            self.part.reset(draft.tree().token(NodeId::ROOT));
+            drafter.draft_from_streams(request, logits, &mut self.part)?;
             self.merge_into(draft);
         }
         Ok(())

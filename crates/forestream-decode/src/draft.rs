@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use forestream_model::streams::Anchor;
 use forestream_model::{Hidden, KvCache, Model, NodeId, Pruning, TokenId, TokenTree};
 
 use crate::{CostCurve, DecodeError, Random};
@@ -40,6 +41,14 @@ pub struct Limits {
     pub vocab_size: usize,
     /// Nodes of a lower score will not be verified.
     pub min_score: f32,
+}
+
+/// Streams of the target that a draft waits for.
+pub struct AwaitedStreams<'a> {
+    /// A chain with one node for each stream; its tokens are not read.
+    pub chain: &'a TokenTree,
+    /// Where the streams start.
+    pub anchor: Anchor<'a>,
 }
 
 /// A pass before its verification.
@@ -85,6 +94,25 @@ pub trait Drafter: Send {
     /// # Errors
     /// When the drafter's own model fails.
     fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError>;
+
+    /// The streams of the target that the draft waits for, after [`Drafter::draft`]: one pass runs those of all sequences.
+    /// None unless overridden.
+    fn awaited_streams(&self) -> Option<AwaitedStreams<'_>> {
+        None
+    }
+
+    /// Goes on with `draft` after the awaited streams have run; `logits` are theirs, `[streams, draft_vocabulary]`.
+    ///
+    /// # Errors
+    /// When the drafter's own model fails.
+    fn draft_from_streams(
+        &mut self,
+        _request: &mut DraftRequest<'_>,
+        _logits: &[f32],
+        _draft: &mut Draft,
+    ) -> Result<(), DecodeError> {
+        Ok(())
+    }
 
     /// Looks at a pass that will emit tokens before it is verified. Does nothing unless overridden.
     ///

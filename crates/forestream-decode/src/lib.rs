@@ -23,12 +23,13 @@ mod sampler;
 mod sequence;
 mod settings;
 mod stats;
+mod stream_batch;
 mod worth;
 
 pub use acceptance::{Acceptance, SampleAndMatch};
 pub use budget::{Budget, CostCurve, PassBase};
 pub use combined::Combined;
-pub use draft::{Draft, DraftRequest, Drafter, Limits, UnverifiedPass, VerifiedRound};
+pub use draft::{AwaitedStreams, Draft, DraftRequest, Drafter, Limits, UnverifiedPass, VerifiedRound};
 pub use error::DecodeError;
 pub use generation::{Generation, Token};
 pub use logits::{Candidate, Distribution};

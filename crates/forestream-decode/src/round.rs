@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! draft    each sequence proposes a token tree below its last token      Drafter::draft
+//!          one pass runs the streams that drafts wait for                StreamBatch
 //!          the budget rule cuts the trees                                Budget
 //! forward  one target pass over all trees, logits of all their nodes     Model::forward, Model::logits
 //! verify   walk down each tree, one emitted token per visited node       Acceptance::walk
@@ -14,7 +15,9 @@
 
 use forestream_model::{Hidden, Model, Row};
 
-use crate::{Budget, DecodeError, Sequence, budget::NodeRanking};
+use crate::budget::NodeRanking;
+use crate::stream_batch::StreamBatch;
+use crate::{Budget, DecodeError, Sequence};
 
 /// Prompt tokens per pass. More would not be faster, and fewer let other sequences in earlier.
 const PREFILL_CHUNK: usize = 256;
@@ -30,6 +33,7 @@ pub struct Round {
     /// Empty between passes; only its allocation is kept.
     rows: Vec<Row<'static>>,
     ranking: NodeRanking,
+    streams: StreamBatch,
 }
 
 impl Round {
@@ -42,6 +46,7 @@ impl Round {
             logits: Vec::new(),
             rows: Vec::new(),
             ranking: NodeRanking::default(),
+            streams: StreamBatch::default(),
         }
     }
 
@@ -61,6 +66,10 @@ impl Round {
     pub fn run(&mut self, target: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<(), DecodeError> {
         for sequence in active(sequences) {
             sequence.plan(target, &self.budget, self.prefill_chunk)?;
+        }
+        self.streams.run(target, self.budget.cost(), sequences)?;
+        for sequence in active(sequences) {
+            sequence.finish_plan()?;
         }
         if let Budget::Auto(cost) = &self.budget {
             self.ranking.cut(cost, sequences);
@@ -93,8 +102,8 @@ pub(crate) fn active<'a>(sequences: &'a mut [&mut Sequence]) -> impl Iterator<It
     sequences.iter_mut().map(|sequence| &mut **sequence).filter(|sequence| sequence.finish_reason().is_none())
 }
 
-/// The allocation of `rows`, ready for rows that borrow from something else: the standard library collects in place.
-fn recycle<'to>(mut rows: Vec<Row<'_>>) -> Vec<Row<'to>> {
-    rows.clear();
-    rows.into_iter().map(|_| unreachable!("the rows were cleared")).collect()
+/// The allocation of `items`, ready for items that borrow from something else: the standard library collects in place.
+pub(crate) fn recycle<From, To>(mut items: Vec<From>) -> Vec<To> {
+    items.clear();
+    items.into_iter().map(|_| unreachable!("the items were cleared")).collect()
 }

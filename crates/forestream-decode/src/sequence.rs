@@ -3,6 +3,7 @@
 //! Invariant between rounds: the cache has committed a prefix of `tokens`, and at least the last token is not in it.
 //! While more than one token is missing, the prompt is being read, chunk by chunk; after that every pass is a round.
 
+use forestream_model::streams::Anchor;
 use forestream_model::{DecoderConfig, Hidden, KvCache, Model, NodeId, Outputs, Row, TokenId};
 
 use crate::acceptance::{Acceptance, SampleAndMatch, Stop, Walk};
@@ -72,6 +73,8 @@ pub struct Sequence {
     proposal: Draft,
     /// What goes through the target: the proposal cut to the budget, or a part of the prompt.
     draft: Draft,
+    /// How large the draft of this round may be.
+    limits: Limits,
     phase: Phase,
     path: Vec<NodeId>,
     order: Vec<NodeId>,
@@ -136,6 +139,7 @@ impl Sequence {
             stats,
             proposal: Draft::default(),
             draft: Draft::default(),
+            limits: Limits { max_nodes: 1, max_depth: 0, vocab_size, min_score: 0.0 },
             phase: Phase::Prompt,
             path: Vec::new(),
             order: Vec::new(),
@@ -205,7 +209,7 @@ impl Sequence {
         self.prompt_len.saturating_add(self.options.max_tokens).min(self.cache.capacity())
     }
 
-    /// Prepares the next pass: a part of the prompt, or a draft within the budget.
+    /// Begins to prepare the next pass: a part of the prompt, or a draft that may wait for its streams.
     pub(crate) fn plan(
         &mut self,
         target: &dyn Model,
@@ -223,23 +227,61 @@ impl Sequence {
         // The token after the deepest node is emitted too, so a draft is one token shorter than the rest of the text.
         let rest = self.max_len() - self.tokens.len() - 1;
         let max_nodes = budget.max_nodes().min(self.cache.capacity() - self.cache.len());
-        let limits = Limits {
+        self.limits = Limits {
             max_nodes,
             max_depth: self.options.max_draft_depth.min(rest).min(max_nodes.saturating_sub(1)),
             vocab_size: self.vocab_size,
             min_score: budget.cost().map_or(0.0, CostCurve::min_score),
         };
         self.proposal.reset(pending[0]);
-        self.reserve(limits.max_nodes);
-        if limits.max_nodes > 1 && limits.max_depth > 0 {
-            let random = Random::draft(self.options.sampling.seed);
-            let capacity = self.cache.capacity();
-            let (context, cache, cost) = (&self.tokens[..], &mut self.cache, budget.cost());
-            let expected = 0.0;
-            let mut request = DraftRequest { target, cache, context, limits, capacity, random, cost, expected };
-            self.drafter.draft(&mut request, &mut self.proposal)?;
+        self.reserve(max_nodes);
+        if max_nodes > 1 && self.limits.max_depth > 0 {
+            self.ask(target, budget.cost(), |drafter, request, proposal| drafter.draft(request, proposal))?;
         }
-        self.cut(limits)
+        Ok(())
+    }
+
+    /// Whether the draft waits for streams.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.drafter.awaited_streams().is_some()
+    }
+
+    /// The streams that the draft waits for.
+    pub(crate) fn awaited_streams(&mut self) -> Option<(Row<'_>, Anchor<'_>)> {
+        let awaited = self.drafter.awaited_streams()?;
+        Some((Row { tree: awaited.chain, cache: &mut self.cache, outputs: Outputs::All }, awaited.anchor))
+    }
+
+    /// Goes on with the draft from the logits of the awaited streams; `seconds` is this sequence's part of what they cost.
+    pub(crate) fn draft_from_streams(
+        &mut self,
+        target: &dyn Model,
+        cost: Option<&CostCurve>,
+        logits: &[f32],
+        seconds: f64,
+    ) -> Result<(), DecodeError> {
+        self.proposal.add_seconds(seconds);
+        self.ask(target, cost, |drafter, request, proposal| drafter.draft_from_streams(request, logits, proposal))
+    }
+
+    /// Lets the drafter work on the proposal.
+    fn ask(
+        &mut self,
+        target: &dyn Model,
+        cost: Option<&CostCurve>,
+        work: impl FnOnce(&mut dyn Drafter, &mut DraftRequest<'_>, &mut Draft) -> Result<(), DecodeError>,
+    ) -> Result<(), DecodeError> {
+        let mut request = DraftRequest {
+            target,
+            capacity: self.cache.capacity(),
+            cache: &mut self.cache,
+            context: &self.tokens,
+            limits: self.limits,
+            random: Random::draft(self.options.sampling.seed),
+            cost,
+            expected: 0.0,
+        };
+        work(&mut *self.drafter, &mut request, &mut self.proposal)
     }
 
     /// Makes room for trees of `max_nodes`, so that a tree larger than those before allocates nothing.
@@ -253,8 +295,12 @@ impl Sequence {
         histogram.reserve(max_nodes.saturating_sub(histogram.len()));
     }
 
-    /// Takes over what `limits` allow of the proposal. A drawn draft is never cut: that would bias its acceptance.
-    fn cut(&mut self, limits: Limits) -> Result<(), DecodeError> {
+    /// Takes over what the limits allow of the proposal. A drawn draft is never cut: that would bias its acceptance.
+    pub(crate) fn finish_plan(&mut self) -> Result<(), DecodeError> {
+        if self.phase != Phase::Round {
+            return Ok(());
+        }
+        let limits = self.limits;
         let (nodes, depth) = (self.proposal.tree().len(), self.proposal.tree().max_depth());
         if !self.proposal.is_drawn() {
             self.proposal.cut_into(limits, &mut self.order, &mut self.draft);

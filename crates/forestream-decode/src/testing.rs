@@ -55,6 +55,7 @@ pub struct FakeModel {
     /// By node of the tree at hand.
     prefixes: Mutex<Vec<Prefix>>,
     num_passes: AtomicUsize,
+    num_stream_passes: AtomicUsize,
     max_nodes: AtomicUsize,
     adapter: AdapterConfig,
     /// The tokens that streams can propose: not in the order of their ids.
@@ -80,10 +81,18 @@ impl FakeModel {
             has_qkv_bias: false,
             has_qk_norm: false,
         };
-        let (num_passes, max_nodes) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let draft_vocabulary = (0..vocab_size as TokenId).rev().filter(|token| token % 5 != 4).collect();
         let adapter = adapter(&config);
-        Self { config, sharpness, prefixes: Mutex::default(), num_passes, max_nodes, adapter, draft_vocabulary }
+        Self {
+            config,
+            sharpness,
+            prefixes: Mutex::default(),
+            num_passes: AtomicUsize::new(0),
+            num_stream_passes: AtomicUsize::new(0),
+            max_nodes: AtomicUsize::new(0),
+            adapter,
+            draft_vocabulary,
+        }
     }
 
     /// Rates proposals by the calibration of their depth.
@@ -96,6 +105,11 @@ impl FakeModel {
     /// Passes so far.
     pub fn num_passes(&self) -> usize {
         self.num_passes.load(Ordering::Relaxed)
+    }
+
+    /// Deferred stream passes so far.
+    pub fn num_stream_passes(&self) -> usize {
+        self.num_stream_passes.load(Ordering::Relaxed)
     }
 
     /// The most nodes that any tree of a pass has had since the last call.
@@ -296,6 +310,7 @@ impl Streams for FakeModel {
     }
 
     fn run(&self, rows: &mut [Row<'_>], anchors: &[Anchor<'_>], states: &mut Hidden) -> Result<(), ModelError> {
+        self.num_stream_passes.fetch_add(1, Ordering::Relaxed);
         for (row, anchor) in rows.iter_mut().zip(anchors) {
             let (last, len) = (*row.cache.tokens().last().expect("streams follow a committed token"), row.cache.len());
             let expected = recent(row.cache.tokens().get(len.wrapping_sub(2)).copied().unwrap_or(0), last);

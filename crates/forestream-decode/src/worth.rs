@@ -5,7 +5,7 @@
 //! as many after each trial that fails. Costs are measured once per machine and model, so the decision is a function of the
 //! text and reads no clock.
 
-use crate::CostCurve;
+use crate::{CostCurve, Draft};
 
 /// Weight of the newest round in the running mean.
 const NEWEST: f64 = 0.1;
@@ -59,12 +59,12 @@ impl Worth {
         self.num_streams
     }
 
-    /// Learns from a round over `num_nodes` nodes that emitted `num_emitted` tokens.
-    pub(crate) fn record(&mut self, cost: Option<&CostCurve>, num_nodes: usize, num_emitted: usize) {
-        let num_streams = std::mem::take(&mut self.num_streams);
-        let Some(cost) = cost.filter(|_| num_streams > 0) else { return };
+    /// Learns from a round that verified `draft` and emitted `num_emitted` tokens.
+    pub(crate) fn record(&mut self, cost: Option<&CostCurve>, draft: &Draft, num_emitted: usize) {
+        let is_drafted = std::mem::take(&mut self.num_streams) > 0;
+        let Some(cost) = cost.filter(|_| is_drafted) else { return };
         self.reach += NEWEST * (num_emitted as f64 - 1.0 - self.reach);
-        let seconds = cost.seconds(num_nodes) + cost.draft_seconds(num_streams);
+        let seconds = cost.seconds(draft.tree().len()) + draft.seconds();
         let rate = num_emitted as f64 / self.expected * cost.seconds(1) / seconds;
         self.rate += NEWEST * (rate - self.rate);
         if self.rate < 1.0 {
@@ -81,13 +81,22 @@ impl Worth {
 mod tests {
     use super::*;
 
+    /// A draft of `num_nodes` nodes that took this long.
+    fn draft(num_nodes: usize, seconds: f64) -> Draft {
+        let mut draft = Draft::default();
+        draft.set_chain(&vec![0; num_nodes]);
+        draft.add_seconds(seconds);
+        draft
+    }
+
     /// How many of `rounds` rounds are drafted when each drafted one emits `num_emitted`.
     fn drafted(rounds: usize, num_emitted: usize) -> usize {
-        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap().with_draft_seconds(vec![0.2, 0.25, 0.3]);
+        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap();
         let mut worth = Worth::default();
         let round = |_: &usize| {
             let is_drafted = worth.decide(Some(&cost), 3, 0.0) > 0;
-            worth.record(Some(&cost), if is_drafted { 4 } else { 1 }, if is_drafted { num_emitted } else { 1 });
+            let (draft, num_emitted) = if is_drafted { (draft(4, 0.3), num_emitted) } else { (draft(1, 0.0), 1) };
+            worth.record(Some(&cost), &draft, num_emitted);
             is_drafted
         };
         (0..rounds).filter(round).count()
@@ -114,7 +123,7 @@ mod tests {
             let mut worth = Worth::default();
             for _ in 0..100 {
                 worth.decide(Some(&cost), 6, 0.0);
-                worth.record(Some(&cost), 8, num_emitted);
+                worth.record(Some(&cost), &draft(8, 0.0), num_emitted);
             }
             worth.pause = 0;
             let num_streams = worth.decide(Some(&cost), 6, 0.0);

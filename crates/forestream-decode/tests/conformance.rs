@@ -8,7 +8,7 @@ use forestream_decode::strategies::{StreamPass, Streaming, StreamingOptions, Tre
 use forestream_decode::testing::FakeModel;
 use forestream_decode::{
     Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
-    SamplingSettings, Sequence, VerifiedRound,
+    SamplingSettings, Sequence, SequenceOptions, VerifiedRound,
 };
 use forestream_model::{NodeId, Pruning, TokenId};
 use support::{MAX_TOKENS, assert_counts, budgets, drafter, ids, model, options, plain, prompt, samplings, sequence};
@@ -92,6 +92,35 @@ fn sequences_of_one_pass_do_not_touch_each_other() {
             assert_eq!(sequence.completion(), plain(&model, &prompt(index + 2), sampling), "sequence {index}");
             assert_counts(sequence.stats(), MAX_TOKENS);
         }
+    }
+}
+
+#[test]
+fn sequences_share_their_stream_passes_and_draft_as_they_do_alone() {
+    let model = model();
+    let names = ["streaming", "ngram,streaming", "streaming,ngram"];
+    let build = |index: usize| {
+        let options = SequenceOptions { max_draft_depth: index % 4 + 1, ..options(&samplings()[index % 4]) };
+        sequence(&model, &prompt(index + 2), drafter(names[index % 3]), options)
+    };
+    let run = |sequences: &mut [Sequence]| {
+        let (passes, stream_passes) = (model.num_passes(), model.num_stream_passes());
+        let mut round = Round::new(Budget::Fixed(6));
+        while sequences.iter().any(|sequence| sequence.finish_reason().is_none()) {
+            round.run(&model, &mut sequences.iter_mut().collect::<Vec<_>>()).unwrap();
+        }
+        (model.num_passes() - passes, model.num_stream_passes() - stream_passes)
+    };
+    let mut together: Vec<Sequence> = (0..6).map(build).collect();
+    let (passes, stream_passes) = run(&mut together);
+    assert!((1..=passes).contains(&stream_passes), "{stream_passes} stream passes in {passes} rounds");
+    for (index, sequence) in together.iter().enumerate() {
+        let mut alone = [build(index)];
+        run(&mut alone);
+        assert_eq!(sequence.completion(), alone[0].completion(), "sequence {index}");
+        let (shared, own) = (sequence.stats(), alone[0].stats());
+        assert!(own.accepted > 5, "sequence {index} shows little: {own:?}");
+        assert_eq!((shared.drafted, shared.accepted), (own.drafted, own.accepted), "sequence {index}");
     }
 }
 

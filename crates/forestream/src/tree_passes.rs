@@ -87,7 +87,14 @@ impl TreePasses<'_> {
             cost: None,
             expected: 0.0,
         };
-        self.drafter.draft(&mut request, &mut draft)
+        self.drafter.draft(&mut request, &mut draft)?;
+        let (Some(streams), Some(awaited)) = (self.model.streams(), self.drafter.awaited_streams()) else {
+            return Ok(());
+        };
+        let row = Row { tree: awaited.chain, cache: &mut *request.cache, outputs: Outputs::All };
+        streams.run(&mut [row], &[awaited.anchor], &mut self.hidden)?;
+        streams.stream_logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
+        self.drafter.draft_from_streams(&mut request, &self.logits, &mut draft)
     }
 }
 

@@ -22,6 +22,7 @@ const KV_CACHE: &str = "crates/forestream-model/src/kv_cache.rs";
 const STREAMS: &str = "crates/forestream-model/src/cpu/streams.rs";
 const EARLY_EXIT: &str = "crates/forestream-model/src/cpu/early_exit.rs";
 const STREAMING: &str = "crates/forestream-decode/src/strategies/streaming.rs";
+const STREAM_BATCH: &str = "crates/forestream-decode/src/stream_batch.rs";
 
 pub(super) const MUTATIONS: &[Mutation] = &[
     Mutation {
@@ -158,6 +159,13 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: STREAMING,
         healthy: "let row = round.hidden.row_of(round.sequence_index, last);",
         broken: "let row = round.hidden.row_of(round.sequence_index, round.path[0]);",
+    },
+    Mutation {
+        name: "streams-of-another",
+        what: "all drafts of a round go on from the streams of its first sequence",
+        file: STREAM_BATCH,
+        healthy: "self.states.rows_of(index)",
+        broken: "self.states.rows_of(index * 0)",
     },
     Mutation {
         name: "one-calibration",

@@ -1,8 +1,9 @@
 //! Speculative Streaming: the model's own streams guess the tokens after the next one.
 //!
 //! ```text
-//! observe  keeps the boundary state of the accepted node
-//! draft    runs its streams (deferred pass); stream j proposes depth j, one parent after another
+//! observe             keeps the boundary state of the accepted node
+//! draft               asks for its streams, which run together with those of other sequences (deferred pass)
+//! draft_from_streams  stream j proposes depth j, one parent after another
 //! ```
 //!
 //! The logits of a depth are the stream's own plus what the concrete parent adds. A child's score is its parent's times the
@@ -13,9 +14,9 @@ use forestream_model::streams::{Anchor, Calibration, Streams};
 use forestream_model::{Hidden, NodeId, Outputs, Pruning, Row, TokenId, TokenTree};
 
 use super::{Requires, Resources, Strategy};
-use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
+use crate::draft::{AwaitedStreams, DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::worth::Worth;
-use crate::{DecodeError, Draft, Drafter};
+use crate::{DecodeError, Draft, Drafter, Limits};
 
 pub(super) static STRATEGY: Strategy = Strategy {
     name: "streaming",
@@ -82,16 +83,18 @@ pub struct Streaming {
     options: StreamingOptions,
     /// The nodes of the last pass whose streams have run, in the order of `states`; fused pass only.
     fused: Vec<NodeId>,
-    /// The first row of the accepted node in `states`.
+    /// The first row of the accepted node in `states`; fused pass only.
     accepted: Option<usize>,
     /// Boundary state of the last committed token; empty before the first round.
     boundary: Vec<f32>,
     worth: Worth,
-    /// One node for each stream.
+    /// One node for each stream that is waited for.
     chain: TokenTree,
+    is_waiting: bool,
+    /// States of the streams of `fused`.
     states: Hidden,
-    /// `[streams, draft_vocabulary]`
-    stream_logits: Vec<f32>,
+    /// Logits of the accepted node's streams, `[streams, draft_vocabulary]`; fused pass only.
+    fused_logits: Vec<f32>,
     /// `[parents, draft_vocabulary]`
     parent_logits: Vec<f32>,
     /// Logits of one parent's children, `[draft_vocabulary]`
@@ -128,8 +131,9 @@ impl Streaming {
             boundary: Vec::new(),
             worth: Worth::default(),
             chain: TokenTree::root(0),
+            is_waiting: false,
             states: Hidden::new(),
-            stream_logits: Vec::new(),
+            fused_logits: Vec::new(),
             parent_logits: Vec::new(),
             sums: Vec::new(),
             parents: Vec::new(),
@@ -139,30 +143,40 @@ impl Streaming {
         }
     }
 
-    /// Logits of the accepted node's streams, which have run before or run now.
-    fn run(
-        &mut self,
-        streams: &dyn Streams,
-        num_streams: usize,
-        request: &mut DraftRequest<'_>,
-    ) -> Result<(), DecodeError> {
-        if let Some(first) = self.accepted {
-            streams.stream_logits(&self.states, first..first + num_streams, &mut self.stream_logits);
-            return Ok(());
-        }
-        let next_token = request.context[request.context.len() - 1];
+    /// Asks for the streams behind the last token of `context`.
+    fn wait_for(&mut self, num_streams: usize, context: &[TokenId]) {
+        let next_token = context[context.len() - 1];
         self.chain.reset(next_token);
         for _ in 1..num_streams {
             self.chain.push(self.chain.last(), next_token);
         }
-        let row = Row { tree: &self.chain, cache: &mut *request.cache, outputs: Outputs::All };
-        streams.run(&mut [row], &[Anchor { boundary: &self.boundary, next_token }], &mut self.states)?;
-        streams.stream_logits(&self.states, 0..num_streams, &mut self.stream_logits);
-        Ok(())
+        self.is_waiting = true;
+    }
+
+    /// Grows the tree depth by depth from `logits`, `[streams, draft_vocabulary]`.
+    fn grow(&mut self, streams: &dyn Streams, logits: &[f32], limits: Limits, draft: &mut Draft) {
+        self.parents.clear();
+        self.parents.push(Parent { node: NodeId::ROOT, token: draft.tree().token(NodeId::ROOT), score: 1.0 });
+        let min_score = match self.options.tree {
+            TreeShape::BestFirst => limits.min_score.max(MIN_SCORE),
+            TreeShape::Static { .. } => 0.0,
+        };
+        for (stream_index, own) in logits.chunks_exact(streams.draft_vocabulary().len()).enumerate() {
+            self.add_depth(streams, (stream_index, own), min_score, draft);
+            if self.parents.is_empty() {
+                break;
+            }
+        }
     }
 
     /// Adds the children of all parents of one depth, and makes the best of them the next parents.
-    fn grow(&mut self, streams: &dyn Streams, stream_index: usize, min_score: f32, draft: &mut Draft) {
+    fn add_depth(
+        &mut self,
+        streams: &dyn Streams,
+        (stream_index, own): (usize, &[f32]),
+        min_score: f32,
+        draft: &mut Draft,
+    ) {
         let (max_children, max_parents) = match self.options.tree {
             TreeShape::BestFirst => (MAX_CHILDREN, MAX_PARENTS),
             TreeShape::Static { top_k } => (top_k, usize::MAX),
@@ -175,7 +189,6 @@ impl Streaming {
         self.children.clear();
         for index in 0..self.parents.len() {
             let parent = self.parents[index];
-            let own = &self.stream_logits[stream_index * vocabulary.len()..][..vocabulary.len()];
             let added = match self.parent_logits.len() {
                 0 => &[],
                 _ => &self.parent_logits[index * vocabulary.len()..][..vocabulary.len()],
@@ -218,19 +231,32 @@ impl Drafter for Streaming {
         if let Some(pruning) = self.options.pruning {
             draft.set_pruning(pruning);
         }
-        draft.add_seconds(request.cost.map_or(0.0, |cost| cost.draft_seconds(num_streams)));
-        self.run(streams, num_streams, request)?;
-        self.parents.clear();
-        self.parents.push(Parent { node: NodeId::ROOT, token: draft.tree().token(NodeId::ROOT), score: 1.0 });
-        let min_score = match self.options.tree {
-            TreeShape::BestFirst => request.limits.min_score.max(MIN_SCORE),
-            TreeShape::Static { .. } => 0.0,
+        let Some(first) = self.accepted else {
+            self.wait_for(num_streams, request.context);
+            return Ok(());
         };
-        for stream_index in 0..num_streams {
-            self.grow(streams, stream_index, min_score, draft);
-            if self.parents.is_empty() {
-                break;
-            }
+        draft.add_seconds(request.cost.map_or(0.0, |cost| cost.draft_seconds(num_streams)));
+        let mut logits = std::mem::take(&mut self.fused_logits);
+        streams.stream_logits(&self.states, first..first + num_streams, &mut logits);
+        self.grow(streams, &logits, request.limits, draft);
+        self.fused_logits = logits;
+        Ok(())
+    }
+
+    fn awaited_streams(&self) -> Option<AwaitedStreams<'_>> {
+        let anchor = Anchor { boundary: &self.boundary, next_token: self.chain.token(NodeId::ROOT) };
+        self.is_waiting.then_some(AwaitedStreams { chain: &self.chain, anchor })
+    }
+
+    fn draft_from_streams(
+        &mut self,
+        request: &mut DraftRequest<'_>,
+        logits: &[f32],
+        draft: &mut Draft,
+    ) -> Result<(), DecodeError> {
+        self.is_waiting = false;
+        if let Some(streams) = request.target.streams() {
+            self.grow(streams, logits, request.limits, draft);
         }
         Ok(())
     }
@@ -262,7 +288,7 @@ impl Drafter for Streaming {
         if let Some(state) = row.and_then(|row| round.hidden.boundary(row)) {
             self.boundary.extend_from_slice(state);
         }
-        self.worth.record(round.cost, round.draft.tree().len(), round.num_emitted);
+        self.worth.record(round.cost, round.draft, round.num_emitted);
         Ok(())
     }
 }
@@ -342,10 +368,10 @@ mod tests {
         let model = FakeModel::new(40, 6.0).calibrated(calibration);
         let tree = TreeShape::Static { top_k: 1 };
         let mut drafter = Streaming::new(StreamingOptions { tree, ..StreamingOptions::default() });
-        drafter.stream_logits = vec![0.0; 3 * model.draft_vocabulary().len()];
-        drafter.parents = vec![Parent { node: NodeId::ROOT, token: 7, score: 1.0 }];
+        let logits = vec![0.0; 3 * model.draft_vocabulary().len()];
+        let limits = Limits { max_nodes: 4, max_depth: 3, vocab_size: 40, min_score: 0.0 };
         let mut draft = Draft::new(7);
-        (0..3).for_each(|stream_index| drafter.grow(&model, stream_index, 0.0, &mut draft));
+        drafter.grow(&model, &logits, limits, &mut draft);
         let scores: Vec<f32> = draft.tree().node_ids().map(|node| draft.score(node)).collect();
         scores.windows(2).map(|pair| pair[1] / pair[0]).collect()
     }

@@ -22,6 +22,8 @@ pub(super) struct Batch {
     pub(super) visible: Vec<Visible>,
     /// Slots that the visible sets refer to.
     pub(super) scattered: Vec<u32>,
+    /// Of each row of a stream pass: its stream, counted from 0. Empty in other passes.
+    pub(super) streams: Vec<usize>,
     /// Rows that will be asked for logits.
     pub(super) outputs: Vec<usize>,
     /// Attention work: sequence index and rows, at most [`NODES_PER_TILE`].
@@ -32,12 +34,7 @@ pub(super) struct Batch {
 impl Batch {
     /// Describes `rows`.
     pub(super) fn reset(&mut self, rows: &[Row<'_>]) {
-        self.sequences.clear();
-        self.slots.clear();
-        self.positions.clear();
-        self.visible.clear();
-        self.scattered.clear();
-        self.outputs.clear();
+        self.clear();
         for row in rows {
             let first = self.slots.len();
             let committed = row.cache.len();
@@ -54,14 +51,15 @@ impl Batch {
         self.cut_tiles();
     }
 
+    /// Describes the streams of several sequences: each row's tree is the chain of its streams.
+    pub(super) fn reset_chains(&mut self, rows: &[Row<'_>]) {
+        self.reset(rows);
+        self.streams.extend(rows.iter().flat_map(|row| 0..row.tree.len()));
+    }
+
     /// Describes `num_streams` stream rows for each of `nodes`, whose slots follow those of the tree.
     pub(super) fn reset_streams(&mut self, row: &Row<'_>, nodes: &[NodeId], num_streams: usize) {
-        self.slots.clear();
-        self.positions.clear();
-        self.visible.clear();
-        self.scattered.clear();
-        self.outputs.clear();
-        self.sequences.clear();
+        self.clear();
         let (committed, chain_len) = (row.cache.len(), row.tree.chain_len());
         for (index, &node) in nodes.iter().enumerate() {
             let first_slot = committed + row.tree.len() + index * num_streams;
@@ -74,12 +72,23 @@ impl Batch {
                 visible.num_scattered += stream + 1;
                 self.visible.push(visible);
                 self.slots.push(first_slot + stream);
+                self.streams.push(stream);
                 self.positions.push(row.tree.depth(node) + committed + 1 + stream);
             }
         }
         self.outputs.extend(0..self.slots.len());
         self.sequences.push(0..self.slots.len());
         self.cut_tiles();
+    }
+
+    fn clear(&mut self) {
+        self.sequences.clear();
+        self.slots.clear();
+        self.positions.clear();
+        self.visible.clear();
+        self.scattered.clear();
+        self.streams.clear();
+        self.outputs.clear();
     }
 
     /// The committed rows and the path of `node`; a path inside the leading chain is contiguous.

@@ -93,13 +93,19 @@ pub(super) struct Pass<'a, 'r> {
     model: &'a CpuModel,
     space: &'a mut Workspace,
     rows: &'a mut [Row<'r>],
-    /// How values of stream rows turn, if they do, and the streams of a position.
-    turns: Option<(&'a ValueRotation, usize)>,
+    /// How values of stream rows turn, if they do.
+    turns: Option<&'a ValueRotation>,
 }
 
 impl<'a, 'r> Pass<'a, 'r> {
     pub(super) fn new(model: &'a CpuModel, space: &'a mut Workspace, rows: &'a mut [Row<'r>]) -> Self {
         space.batch.reset(rows);
+        Self { model, space, rows, turns: None }
+    }
+
+    /// A pass over streams: each row's tree is the chain of one sequence's.
+    pub(super) fn over_chains(model: &'a CpuModel, space: &'a mut Workspace, rows: &'a mut [Row<'r>]) -> Self {
+        space.batch.reset_chains(rows);
         Self { model, space, rows, turns: None }
     }
 
@@ -131,16 +137,16 @@ impl<'a, 'r> Pass<'a, 'r> {
 
     /// Runs the layers of `streams`, whose rows start at `residual`, and leaves their normalized states in `states`.
     ///
-    /// Each position's streams are `group_len` rows, placed at the positions that follow it.
-    pub(super) fn run_streams(mut self, streams: &'a CpuStreams, group_len: usize, states: &mut Hidden) {
+    /// A position's streams are placed at the positions that follow it, unless the adapter says otherwise.
+    pub(super) fn run_streams(mut self, streams: &'a CpuStreams, states: &mut Hidden) {
         if streams.config.streams.position == StreamPosition::Anchor {
-            for group in self.space.batch.positions.chunks_mut(group_len) {
-                let anchor = group[0] - 1;
-                group.fill(anchor);
+            let batch = &mut self.space.batch;
+            for (position, stream) in batch.positions.iter_mut().zip(&batch.streams) {
+                *position -= stream + 1;
             }
         }
         self.find_rotations();
-        self.turns = streams.value_rotation.as_ref().map(|rotation| (rotation, group_len));
+        self.turns = streams.value_rotation.as_ref();
         self.run_layers(&streams.layers, self.model.layers.len() - streams.layers.len());
         self.normalize_outputs(states.states_mut());
     }
@@ -262,8 +268,8 @@ impl<'a, 'r> Pass<'a, 'r> {
             }
             let rotation = index * half..(index + 1) * half;
             rotate_heads(model.isa, &mut row[..q_len + kv_len], &cosines[rotation.clone()], &sines[rotation]);
-            if let Some((turns, group_len)) = turns {
-                turns.turn(model.isa, index % group_len, &mut row[q_len + kv_len..]);
+            if let Some(turns) = turns {
+                turns.turn(model.isa, space.batch.streams[index], &mut row[q_len + kv_len..]);
             }
         });
         for (row, rows) in self.rows.iter_mut().zip(&space.batch.sequences) {

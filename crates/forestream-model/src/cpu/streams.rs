@@ -109,9 +109,7 @@ impl Streams for CpuModel {
             self.start(anchor.boundary, workspace.streams.offset(index, width), starts);
             first += row.tree.len();
         }
-        let num_streams = rows.first().map_or(1, |row| row.tree.len());
-        assert!(rows.iter().all(|row| row.tree.len() == num_streams), "all sequences run as many streams");
-        Pass::new(self, workspace, rows).run_streams(streams, num_streams, states);
+        Pass::over_chains(self, workspace, rows).run_streams(streams, states);
         Ok(())
     }
 
@@ -135,7 +133,7 @@ impl Streams for CpuModel {
         }
         states.resize(nodes.len() * num_streams, width);
         let pass = Pass::over_streams(self, workspace, std::slice::from_mut(row), (nodes, num_streams));
-        pass.run_streams(streams, num_streams, states);
+        pass.run_streams(streams, states);
         Ok(())
     }
 

@@ -29,7 +29,7 @@ pub trait Streams: Send + Sync {
 
     /// Runs the streams of several sequences through the top layers.
     ///
-    /// Row `i`'s tree is a chain with one node for each stream (at most γ; its tokens are not read), its cache ends with
+    /// Row `i`'s tree is a chain with one node for each of its streams (at most γ; its tokens are not read), its cache ends with
     /// the token of `anchors[i]`. The caches may gain provisional rows, which the next pass drops. `states` are normalized.
     ///
     /// # Errors

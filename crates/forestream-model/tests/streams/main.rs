@@ -101,22 +101,22 @@ fn read(model: &CpuModel, text: &[TokenId]) -> (KvCache, Vec<f32>) {
 
 /// States of the first `num_streams` streams behind each of `texts`, all in one pass.
 fn states(model: &CpuModel, texts: &[&[TokenId]], num_streams: usize) -> Vec<Vec<f32>> {
-    let texts: Vec<_> = texts.iter().map(|&text| (text, NEXT)).collect();
-    states_before(model, &texts, num_streams)
+    let texts: Vec<_> = texts.iter().map(|&text| (text, NEXT, num_streams)).collect();
+    states_before(model, &texts)
 }
 
-/// The same, each text with the token that was emitted after it.
-fn states_before(model: &CpuModel, texts: &[(&[TokenId], TokenId)], num_streams: usize) -> Vec<Vec<f32>> {
-    let mut read: Vec<_> = texts.iter().map(|(text, _)| read(model, text)).collect();
-    let chain = TokenTree::chain(&vec![0; num_streams]);
+/// The same, each text with the token that was emitted after it, and its number of streams.
+fn states_before(model: &CpuModel, texts: &[(&[TokenId], TokenId, usize)]) -> Vec<Vec<f32>> {
+    let mut read: Vec<_> = texts.iter().map(|(text, ..)| read(model, text)).collect();
+    let chains: Vec<_> = texts.iter().map(|&(.., num_streams)| TokenTree::chain(&vec![0; num_streams])).collect();
     let (mut rows, mut anchors) = (Vec::new(), Vec::new());
-    for ((cache, boundary), &(_, next_token)) in read.iter_mut().zip(texts) {
-        rows.push(Row { tree: &chain, cache, outputs: Outputs::All });
+    for (((cache, boundary), tree), &(_, next_token, _)) in read.iter_mut().zip(&chains).zip(texts) {
+        rows.push(Row { tree, cache, outputs: Outputs::All });
         anchors.push(Anchor { boundary, next_token });
     }
     let mut hidden = Hidden::new();
     model.run(&mut rows, &anchors, &mut hidden).unwrap();
-    (0..texts.len() * num_streams).map(|row| hidden.state(row).to_vec()).collect()
+    (0..hidden.num_rows()).map(|row| hidden.state(row).to_vec()).collect()
 }
 
 #[test]
@@ -261,6 +261,17 @@ fn the_rotation_of_values_tells_streams_apart() {
     assert_eq!(states(&turned_model(4, 0.35), &[&TEXT], 2), turned[..2], "fewer streams are the first ones");
 }
 
+#[test]
+fn each_sequence_runs_as_many_streams_as_it_asks_for() {
+    let learned = model("tiny-llama", 4, 2, 0.5, LoadOptions::default());
+    for model in [learned, turned_model(4, 0.35)] {
+        let texts = [(&TEXT[..4], NEXT, 2), (&TEXT[..], 8, 4), (&TEXT[3..], NEXT, 1), (&TEXT[..2], 3, 3)];
+        let alone = texts.map(|text| states_before(&model, &[text])).concat();
+        assert_eq!(alone.len(), 10);
+        assert_eq!(states_before(&model, &texts), alone);
+    }
+}
+
 /// A tree with a chain, branches, and branches of branches.
 fn draft() -> TokenTree {
     let mut tree = TokenTree::chain(&[NEXT, 8]);
@@ -393,9 +404,9 @@ fn fused_streams_leave_the_tree_to_be_committed() {
 #[test]
 fn each_sequence_is_told_its_own_next_token() {
     let model = model("tiny-llama", 4, 2, 0.5, LoadOptions::default());
-    let texts: [(&[TokenId], TokenId); 3] = [(&TEXT, NEXT), (&TEXT, NEXT + 1), (&TEXT[..5], NEXT + 2)];
-    let together = states_before(&model, &texts, 4);
-    assert_eq!(together, texts.map(|text| states_before(&model, &[text], 4)).concat());
+    let texts: [(&[TokenId], TokenId, usize); 3] = [(&TEXT, NEXT, 4), (&TEXT, NEXT + 1, 4), (&TEXT[..5], NEXT + 2, 4)];
+    let together = states_before(&model, &texts);
+    assert_eq!(together, texts.map(|text| states_before(&model, &[text])).concat());
     assert_ne!(together[..4], together[4..8], "the same text before another token");
 }
 

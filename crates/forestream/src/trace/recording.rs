@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use forestream_decode::{DecodeError, Draft, DraftRequest, Drafter, UnverifiedPass, VerifiedRound};
+use forestream_decode::{AwaitedStreams, DecodeError, Draft, DraftRequest, Drafter, UnverifiedPass, VerifiedRound};
 use forestream_model::streams::{AdapterConfig, Anchor, Streams};
 use forestream_model::{DecoderConfig, Hidden, KvCache, Model, ModelError, NodeId, Outputs, Row, TokenId};
 
@@ -155,6 +155,22 @@ impl Drafter for RecordingDrafter {
     fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
         let Self { drafter, record } = self;
         timed(record, Stage::Draft, Some(Stage::Cut), || drafter.draft(request, draft))?;
+        lock(record).num_proposed = draft.num_draft_tokens();
+        Ok(())
+    }
+
+    fn awaited_streams(&self) -> Option<AwaitedStreams<'_>> {
+        self.drafter.awaited_streams()
+    }
+
+    fn draft_from_streams(
+        &mut self,
+        request: &mut DraftRequest<'_>,
+        logits: &[f32],
+        draft: &mut Draft,
+    ) -> Result<(), DecodeError> {
+        let Self { drafter, record } = self;
+        timed(record, Stage::Draft, Some(Stage::Cut), || drafter.draft_from_streams(request, logits, draft))?;
         lock(record).num_proposed = draft.num_draft_tokens();
         Ok(())
     }
