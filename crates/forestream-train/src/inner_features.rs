@@ -30,8 +30,7 @@ pub(crate) fn kept_by(initial: Option<&Adapter>, adapter: &AdapterConfig) -> Res
         None => Ok(Vec::new()),
         Some((size, initial)) if wanted == Some(size) => Ok(initial.inner_features.clone()),
         Some((size, _)) => {
-            let problem =
-                format!("the adapter to start from has streams of {size} inner features; give the same number");
+            let problem = format!("the adapter to start from has streams of {size} inner features; leave out the flag");
             Err(TrainError::setting(FLAG, problem))
         }
     }

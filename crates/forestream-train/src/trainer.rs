@@ -512,8 +512,9 @@ fn initial_weights(
         None => Ok(initial.tensors),
         Some(spec) => {
             let (name, shape) = (spec.name, spec.shape);
-            let problem = format!("the adapter has no `{name}` of {shape:?}; give the sizes that it was trained with");
-            Err(TrainError::setting("--init-from", problem))
+            let problem =
+                format!("it has no `{name}` of {shape:?}; leave out the flags for sizes, and it keeps its own");
+            Err(TrainError::setting("the adapter to start from", problem))
         }
     }
 }

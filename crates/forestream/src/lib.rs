@@ -31,6 +31,7 @@ mod error;
 mod report;
 mod session;
 mod statistics;
+mod stream_sizes;
 mod task_rows;
 mod tree_passes;
 mod vocabulary;

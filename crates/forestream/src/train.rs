@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use forestream_burn::NamedDevice;
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, StreamConfig, TrainingMode,
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, MainLoraConfig, TrainingMode,
 };
 use forestream_model::{Checkpoint, LoadOptions};
 use forestream_text::TextError;
@@ -13,6 +13,7 @@ use forestream_train::{DataReader, RowTexts, TrainJob};
 use crate::vocabulary::tokenizer_of;
 use crate::{EngineOptions, Error};
 
+pub use crate::stream_sizes::StreamSizes;
 pub use crate::task_rows::TaskRows;
 pub use forestream_model::streams::{Projection, StreamIdentity, TrainingMode as Mode};
 pub use forestream_train::{
@@ -26,18 +27,9 @@ const MAX_LEN: usize = 2048;
 /// What to train, on what, and where it goes.
 #[derive(Clone, Debug)]
 pub struct TrainRequest {
-    /// Sizes and switches of the streams.
-    pub streams: StreamConfig,
-    /// The rank of an early exit for an adapter that has none: the one thing that streams trained on for `adapter` may gain.
-    pub early_exit_rank: Option<usize>,
-    /// How many inner features streams keep of each layer's MLP, 0 for all, where it was asked for: streams trained on for
-    /// `adapter` may become narrower.
-    pub stream_intermediate_size: Option<usize>,
-    /// How many tokens streams may propose, 0 for all, where it was asked for: streams trained on for `adapter` may have other
-    /// ones than before, since no tensor depends on them.
-    pub draft_vocab_size: Option<usize>,
-    /// Low-rank changes of stream rows.
-    pub lora: Option<LoraConfig>,
+    /// Sizes and switches of the streams. Those of an adapter to start from may differ in what no tensor depends on (the
+    /// tokens that can be proposed), gain an early exit, and become narrow.
+    pub sizes: StreamSizes,
     /// Low-rank changes of main rows' top layers, all of them if it says 0; the mode is joint where there are any.
     pub main_lora: Option<MainLoraConfig>,
     /// Rows to train on.
@@ -58,10 +50,9 @@ pub struct TrainRequest {
     pub trace_memory: usize,
     /// Directory of the adapter.
     pub output: PathBuf,
-    /// An adapter of joint mode whose model gets the streams. Without another adapter to start from, they go on from its
-    /// own, and have their sizes.
+    /// An adapter of joint mode whose model gets the streams. Without another adapter to start from, they go on from its own.
     pub adapter: Option<PathBuf>,
-    /// An adapter to start from.
+    /// An adapter whose streams the run starts from.
     pub init_from: Option<PathBuf>,
     /// What the card says about the run.
     pub origin: Origin,
@@ -104,7 +95,8 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     let open = |path: &PathBuf| Adapter::open(path, checkpoint.config(), &fingerprint);
     let fitted = request.adapter.as_ref().map(open).transpose()?;
     let initial = request.init_from.as_ref().map(open).transpose()?.or_else(|| fitted.clone());
-    let (streams, lora) = sizes(&request, fitted.as_ref(), checkpoint.config().vocab_size);
+    let is_joint = request.main_lora.is_some();
+    let (streams, lora) = request.sizes.resolve(initial.as_ref(), is_joint, checkpoint.config().vocab_size);
     let usual = LoadOptions::default();
     let load_options = LoadOptions {
         num_threads: options.threads.unwrap_or(usual.num_threads),
@@ -121,7 +113,7 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     let adapter = AdapterConfig {
         format_version: ADAPTER_FORMAT_VERSION,
         base_model: BaseModel { name, fingerprint, architecture },
-        mode: if main_lora.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless },
+        mode: if is_joint { TrainingMode::Joint } else { TrainingMode::Lossless },
         streams,
         lora,
         main_lora,
@@ -144,23 +136,6 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         initial,
         origin,
     })?)
-}
-
-/// The streams and their low-rank changes: those of the adapter that is trained on, else those that were asked for.
-fn sizes(request: &TrainRequest, fitted: Option<&Adapter>, vocab_size: usize) -> (StreamConfig, Option<LoraConfig>) {
-    let (mut streams, lora) = match fitted {
-        Some(fitted) if request.init_from.is_none() => (fitted.config.streams.clone(), fitted.config.lora.clone()),
-        _ => (request.streams.clone(), request.lora.clone()),
-    };
-    streams.draft_vocab_size = match request.draft_vocab_size {
-        Some(size) => Some(size).filter(|&size| size > 0),
-        None => streams.draft_vocab_size.filter(|&size| size < vocab_size), // else it limits nothing
-    };
-    if let Some(size) = request.stream_intermediate_size {
-        streams.intermediate_size = Some(size).filter(|&size| size > 0);
-    }
-    streams.early_exit_rank = streams.early_exit_rank.or(request.early_exit_rank.filter(|&rank| rank > 0));
-    (streams, lora)
 }
 
 /// What an adapter's directory says about its training; adapters of other makers need not say anything.

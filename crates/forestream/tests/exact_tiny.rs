@@ -8,6 +8,8 @@ use forestream::{
     AdapterChoice, Engine, EngineOptions, GenerateOptions, Isa, Pruning, SamplingSettings, StreamPass,
     StreamingOptions, TokenId, TreeShape,
 };
+use forestream_decode::strategies::{self, Resources};
+use forestream_decode::{Budget, Round, Sequence, SequenceOptions};
 
 #[path = "support/adapter.rs"]
 mod adapter;
@@ -123,6 +125,40 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
         }
     }
     (all, num_accepted)
+}
+
+#[test]
+fn answers_of_one_loop_are_those_that_each_gives_alone() {
+    for model in models() {
+        let directory = tempfile::tempdir().unwrap();
+        adapter::write_random_adapter(&model, directory.path());
+        let adapter = AdapterChoice::Directory(directory.path().to_owned());
+        let engine = Engine::open(&model, &EngineOptions { adapter, ..EngineOptions::default() }).unwrap();
+        let (mut sequences, mut alone) = (Vec::new(), Vec::new());
+        for sampling in samplings() {
+            for (prompt, strategy) in PROMPTS.iter().zip(["streaming", "ngram,streaming", "none"]) {
+                let plain = GenerateOptions { strategy: "none".to_owned(), ..GenerateOptions::new(sampling.clone()) };
+                alone.push(generate(&engine, prompt, &GenerateOptions { max_tokens: Some(MAX_TOKENS), ..plain }).0);
+                let resources = Resources { has_streams: true, ..Resources::default() };
+                let drafter = strategies::build(strategy, &resources).unwrap();
+                let options = SequenceOptions {
+                    sampling: sampling.clone(),
+                    max_tokens: MAX_TOKENS,
+                    stop_tokens: engine.stop_tokens(),
+                    ..SequenceOptions::default()
+                };
+                let prompt = engine.session().plain_prompt(prompt).unwrap();
+                let sequence = Sequence::new(engine.config(), &prompt, engine.new_cache(), drafter, options);
+                sequences.push(sequence.unwrap());
+            }
+        }
+        let mut round = Round::new(Budget::Fixed(6));
+        while sequences.iter().any(|sequence| sequence.finish_reason().is_none()) {
+            round.run(engine.model(), &mut sequences.iter_mut().collect::<Vec<_>>()).unwrap();
+        }
+        let together: Vec<&[TokenId]> = sequences.iter().map(Sequence::completion).collect();
+        assert_eq!(together, alone, "{}", model.display());
+    }
 }
 
 #[test]

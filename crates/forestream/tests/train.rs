@@ -137,6 +137,29 @@ fn joint_mode_teaches_a_task_by_its_name() {
     assert_eq!(answer.json()["usage"]["completion_tokens"], 4);
 }
 
+#[test]
+fn a_run_that_starts_from_an_adapter_takes_its_sizes() {
+    let sandbox = Sandbox::new();
+    let (data, first) = (sandbox.file("mine.jsonl", rows(30)), sandbox.path("first"));
+    train(&sandbox, &data, &first, "--stream-intermediate-size 16 --early-exit-rank 2").assert_success();
+    let (model, output) = (tiny_model("tiny-llama"), sandbox.path("second"));
+    let on = |more: &[&str]| {
+        let (from, to) = (first.to_str().unwrap(), output.to_str().unwrap());
+        let arguments = ["train", "-m", &model, "--data", &data, "--init-from", from, "-o", to, "--steps", "2"];
+        sandbox.run(&[arguments.as_slice(), more].concat())
+    };
+    on(&["--num-streams", "3"]).assert_error(1, &["`stream_embeddings`", "leave out the flags for sizes"]);
+    on(&["--preset", "paper", "--num-msa-layers", "1"]).assert_error(1, &["leave out the flag"]);
+    on(&[]).assert_success();
+    let config = |directory: &Path| -> Value {
+        serde_json::from_slice(&std::fs::read(directory.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    for part in ["streams", "lora"] {
+        assert_eq!(config(&output)[part], config(&first)[part], "{part}");
+    }
+    on(&["--resume"]).assert_success();
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_the_run_and_resume_goes_on() {
@@ -195,11 +218,10 @@ fn settings_and_places_that_cannot_be_used_are_errors() {
         ("--value-rotation 0.8", 1, "value_rotation.angle must be from 0 to 0.785"),
         ("--value-rotation -0.1", 1, "value_rotation.angle must be from 0 to"),
         ("--value-rotation nan", 1, "value_rotation.angle must be from 0 to"),
-        ("--value-rotation 0.1 --adapter nowhere", 1, "leave out the flags for sizes"),
         ("--eval-split 0", 2, "between 0 and 1"),
         ("--resume", 1, "there is no checkpoint"),
         ("--init-from nowhere", 1, "nowhere"),
-        ("--adapter nowhere", 1, "--init-from"),
+        ("--adapter nowhere", 1, "nowhere"),
         ("--lora-target-modules q_proj,x_proj", 2, "known are q_proj"),
         ("--objective mse", 2, "ce, kl, tv"),
         ("--device abacus", 2, "this build does not have it; it has flex"),

@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use forestream::NamedDevice;
 use forestream::dataset::Task;
 use forestream::train::{
-    Draw, JointSettings, Objective, Origin, Preset, Projection, StreamIdentity, TaskRows, TrainRequest, TrainSettings,
+    Draw, JointSettings, Objective, Origin, Preset, Projection, StreamIdentity, StreamSizes, TaskRows, TrainRequest,
+    TrainSettings,
 };
 
 use super::low::{ModelArgs, StoreArgs};
@@ -26,9 +27,9 @@ pub(crate) struct TrainArgs {
     #[arg(short, long, alias = "save-path", value_name = "DIR")]
     pub(crate) output: PathBuf,
     /// Continue the unfinished run in the output directory, with the same settings and data
-    #[arg(long, conflicts_with_all = ["init_from", "dry_run"])]
+    #[arg(long, conflicts_with = "dry_run")]
     pub(crate) resume: bool,
-    /// Start from the weights of this adapter
+    /// Start from the streams of this adapter, and take its sizes
     #[arg(long, value_name = "DIR")]
     pub(crate) init_from: Option<PathBuf>,
     /// Show sizes, steps, memory and time, and write nothing
@@ -44,20 +45,6 @@ pub(crate) struct TrainArgs {
     pub(crate) run: RunArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-}
-
-impl TrainArgs {
-    /// Whether sizes of trained tensors were typed that an adapter has already.
-    pub(crate) fn is_sized(&self) -> bool {
-        let streams = &self.streams;
-        let sizes = [streams.num_streams, streams.num_msa_layers, streams.sampler_size];
-        sizes.into_iter().chain([streams.lora_rank]).any(|size| size.is_some())
-            || streams.preset != PresetName::Fast
-            || streams.no_token_conditioning
-            || streams.value_rotation.is_some()
-            || streams.lora_alpha.is_some()
-            || streams.lora_target_modules.is_some()
-    }
 }
 
 /// `merge`.
@@ -126,9 +113,9 @@ pub(crate) struct StreamArgs {
     /// What is trained beside the streams: `lossless` leaves the model as it is, `joint` teaches it a task
     #[arg(long, value_name = "MODE", default_value = "lossless")]
     pub(crate) mode: ModeName,
-    /// Sizes to start from; the flags below change single ones
-    #[arg(long, value_name = "NAME", default_value = "fast")]
-    pub(crate) preset: PresetName,
+    /// Sizes to start from; the flags below change single ones [default: those of the adapter to start from, else fast]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<PresetName>,
     /// Streams for each position
     #[arg(long, value_name = "N")]
     pub(crate) num_streams: Option<usize>,
@@ -268,14 +255,12 @@ fn projection(name: &str) -> Result<Projection, String> {
 /// # Errors
 /// Rows without a known completion, or a template that is malformed.
 pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<TrainRequest> {
-    let preset = preset(&args.streams);
     let run = &args.run;
     let is_joint = args.streams.mode == ModeName::Joint;
     let mut main_lora = Preset::main_lora(args.main.main_lora_layers);
     (main_lora.lora.rank, main_lora.lora.alpha) = (args.main.main_lora_rank, args.main.main_lora_alpha);
     Ok(TrainRequest {
-        streams: preset.streams,
-        lora: Some(preset.lora).filter(|lora| lora.rank > 0),
+        sizes: stream_sizes(&args.streams),
         main_lora: is_joint.then_some(main_lora),
         data: args.data.clone(),
         rows: task_rows(&args.rows)?,
@@ -308,9 +293,6 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
         trace_memory: run.cache_ram.saturating_mul(1 << 20),
         output: args.output.clone(),
         adapter: args.model.adapter.clone(),
-        early_exit_rank: args.streams.early_exit_rank,
-        stream_intermediate_size: args.streams.stream_intermediate_size,
-        draft_vocab_size: args.streams.draft_vocab_size,
         init_from: args.init_from.clone(),
         origin,
     })
@@ -330,32 +312,23 @@ fn task_rows(args: &RowArgs) -> anyhow::Result<Option<TaskRows>> {
     }
 }
 
-/// The preset, changed by what was typed.
-fn preset(args: &StreamArgs) -> Preset {
-    let preset = match args.preset {
-        PresetName::Fast => Preset::fast(),
-        PresetName::Paper => Preset::paper(),
-    };
-    let mut preset = match args.mode {
-        ModeName::Lossless => preset,
-        ModeName::Joint => preset.in_joint_mode(),
-    };
-    let (streams, lora) = (&mut preset.streams, &mut preset.lora);
-    streams.num_streams = args.num_streams.unwrap_or(streams.num_streams);
-    streams.num_msa_layers = args.num_msa_layers.unwrap_or(streams.num_msa_layers);
-    let nonzero = |given: Option<usize>, usual| given.map_or(usual, |size| Some(size).filter(|&size| size > 0));
-    streams.draft_vocab_size = nonzero(args.draft_vocab_size, streams.draft_vocab_size);
-    streams.intermediate_size = nonzero(args.stream_intermediate_size, streams.intermediate_size);
-    streams.sampler_size = nonzero(args.sampler_size, streams.sampler_size);
-    streams.early_exit_rank = nonzero(args.early_exit_rank, streams.early_exit_rank);
-    streams.token_conditioning &= !args.no_token_conditioning;
-    if let Some(angle) = args.value_rotation {
-        streams.identity = StreamIdentity::ValueRotation { angle };
+/// The sizes that were typed.
+fn stream_sizes(args: &StreamArgs) -> StreamSizes {
+    StreamSizes {
+        preset: args.preset.map(|preset| match preset {
+            PresetName::Fast => Preset::fast(),
+            PresetName::Paper => Preset::paper(),
+        }),
+        num_streams: args.num_streams,
+        num_msa_layers: args.num_msa_layers,
+        lora_rank: args.lora_rank,
+        lora_alpha: args.lora_alpha,
+        lora_target_modules: args.lora_target_modules.clone(),
+        intermediate_size: args.stream_intermediate_size,
+        draft_vocab_size: args.draft_vocab_size,
+        sampler_size: args.sampler_size,
+        early_exit_rank: args.early_exit_rank,
+        token_conditioning: args.no_token_conditioning.then_some(false),
+        identity: args.value_rotation.map(|angle| StreamIdentity::ValueRotation { angle }),
     }
-    lora.rank = args.lora_rank.unwrap_or(lora.rank);
-    lora.alpha = args.lora_alpha.unwrap_or(lora.alpha);
-    if let Some(modules) = &args.lora_target_modules {
-        lora.target_modules.clone_from(modules);
-    }
-    preset
 }

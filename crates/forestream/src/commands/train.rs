@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::bail;
 use forestream::EngineOptions;
 use forestream::pull::ModelName;
 use forestream::train::{self, Evaluation, MainFigures, Observer, Origin, Outcome, Start, StepReport, Trainer};
@@ -16,11 +15,6 @@ use super::{console, interrupt, pull};
 use crate::args::{self, BackendArgs, TrainArgs};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    if args.model.adapter.is_some() && args.is_sized() && args.init_from.is_none() {
-        bail!(
-            "with --adapter the streams keep that adapter's sizes; leave out the flags for sizes, or give --init-from"
-        );
-    }
     interrupt::install()?;
     let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
     let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
