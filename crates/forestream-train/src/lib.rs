@@ -37,6 +37,7 @@ pub use export::{Origin, PROVENANCE};
 pub use merge::merge;
 pub use progress::{LOG, MainFigures, Observer, StepReport, StepSeconds};
 pub use rows::{Place, Row, RowError, RowFile};
+pub use schedule::Schedule;
 pub use settings::{JointSettings, Objective, Preset, TrainSettings};
 pub use tensorboard::EVENTS;
 pub use trainer::{Outcome, Start, TrainJob, Trainer};

@@ -3,7 +3,7 @@
 use forestream_model::streams::{LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamIdentity, StreamPosition};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use crate::{Schedule, TrainError};
 
 /// How to train.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +12,10 @@ pub struct TrainSettings {
     pub objective: Objective,
     /// The greatest learning rate.
     pub lr: f64,
+    /// How it falls.
+    pub schedule: Schedule,
+    /// The share of the run in which it rises first.
+    pub warm_up: f64,
     /// Positions of a step.
     pub batch_tokens: usize,
     /// How much each further depth counts less: it is reached less often.
@@ -57,6 +61,8 @@ impl Default for TrainSettings {
         Self {
             objective: Objective::Ce,
             lr: 2e-3,
+            schedule: Schedule::Cosine,
+            warm_up: 0.03,
             batch_tokens: 100,
             depth_decay: 0.9,
             epochs: None,
@@ -79,6 +85,7 @@ impl TrainSettings {
         let minutes = self.max_minutes.unwrap_or(1.0);
         let checks = [
             ("--lr", self.lr.is_finite() && self.lr > 0.0, "must be above 0"),
+            ("--warmup-ratio", self.warm_up >= 0.0 && self.warm_up < 1.0, "must be at least 0 and below 1"),
             ("--batch-tokens", self.batch_tokens > 0, "must be at least 1"),
             ("--depth-decay", self.depth_decay > 0.0 && self.depth_decay <= 1.0, "must be above 0 and at most 1"),
             ("--epochs", self.epochs != Some(0), "must be at least 1"),

@@ -25,7 +25,7 @@ use crate::progress::{MainFigures, Observer, StepReport, StepSeconds, TrainLog};
 use crate::rows::hexadecimal;
 use crate::settings::{Objective, TrainSettings};
 use crate::workers::Workers;
-use crate::{TrainError, inner_features, schedule};
+use crate::{TrainError, inner_features};
 
 /// Gradients are scaled down to this norm.
 const MAX_GRADIENT_NORM: f64 = 1.0;
@@ -328,7 +328,7 @@ impl Trainer {
         if !(score.loss + main.loss + early_exit.loss).is_finite() || !gradient_norm.is_finite() {
             return Err(TrainError::NotFinite { step });
         }
-        let factor = schedule::factor(self.share_after(step));
+        let factor = self.settings.schedule.factor(self.settings.warm_up, self.share_after(step));
         let rate = self.settings.lr * factor;
         let main_rate = self.settings.joint.as_ref().map_or(0.0, |joint| joint.main_lr * factor);
         let rate_of = |name: &str| if is_of_main_rows(name) { main_rate as f32 } else { rate as f32 };

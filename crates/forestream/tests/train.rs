@@ -215,6 +215,8 @@ fn settings_and_places_that_cannot_be_used_are_errors() {
         ("--num-msa-layers 3", 1, "num_msa_layers must be from 1 to 2"),
         ("--draft-vocab-size 999", 1, "draft_vocab_size must be from 1 to 320"),
         ("--lr 0", 1, "--lr"),
+        ("--warmup-ratio 1", 1, "--warmup-ratio: must be at least 0 and below 1"),
+        ("--lr-scheduler-type stairs", 2, "cosine, linear"),
         ("--value-rotation 0.8", 1, "value_rotation.angle must be from 0 to 0.785"),
         ("--value-rotation -0.1", 1, "value_rotation.angle must be from 0 to"),
         ("--value-rotation nan", 1, "value_rotation.angle must be from 0 to"),

@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 use forestream::NamedDevice;
 use forestream::dataset::Task;
 use forestream::train::{
-    Draw, JointSettings, Objective, Origin, Preset, Projection, StreamIdentity, StreamSizes, TaskRows, TrainRequest,
-    TrainSettings,
+    Draw, JointSettings, Objective, Origin, Preset, Projection, Schedule, StreamIdentity, StreamSizes, TaskRows,
+    TrainRequest, TrainSettings,
 };
 
 use super::low::{ModelArgs, StoreArgs};
@@ -184,6 +184,12 @@ pub(crate) struct RunArgs {
     /// The greatest learning rate
     #[arg(long, value_name = "X", default_value_t = TrainSettings::default().lr)]
     pub(crate) lr: f64,
+    /// How the learning rate falls to a tenth
+    #[arg(long, aliases = ["lr-schedule", "scheduler-type"], value_name = "NAME", default_value = "cosine")]
+    pub(crate) lr_scheduler_type: ScheduleName,
+    /// Part of the run in which the learning rate rises first
+    #[arg(long, value_name = "FRACTION", default_value_t = TrainSettings::default().warm_up)]
+    pub(crate) warmup_ratio: f64,
     /// Steps between checkpoints
     #[arg(long, alias = "save-every", value_name = "N", default_value_t = TrainSettings::default().save_steps)]
     pub(crate) save_steps: usize,
@@ -222,6 +228,15 @@ pub(crate) enum ObjectiveName {
     Tv,
     /// From the one to the other as more is accepted.
     Lk,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScheduleName {
+    /// Along half a cosine.
+    Cosine,
+    /// Along a line.
+    Linear,
 }
 
 /// A preset.
@@ -269,6 +284,11 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
         eval_split: run.eval_split,
         settings: TrainSettings {
             lr: run.lr,
+            schedule: match run.lr_scheduler_type {
+                ScheduleName::Cosine => Schedule::Cosine,
+                ScheduleName::Linear => Schedule::Linear,
+            },
+            warm_up: run.warmup_ratio,
             batch_tokens: run.batch_tokens,
             depth_decay: run.depth_decay,
             epochs: run.epochs,
