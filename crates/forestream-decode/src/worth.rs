@@ -89,13 +89,13 @@ mod tests {
         draft
     }
 
-    /// How many of `rounds` rounds are drafted when each drafted one emits `num_emitted`.
-    fn drafted(rounds: usize, num_emitted: usize) -> usize {
+    /// How many of `rounds` rounds are drafted when each drafted one takes `seconds` to draft and emits `num_emitted`.
+    fn drafted(rounds: usize, seconds: f64, num_emitted: usize) -> usize {
         let cost = CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap();
         let mut worth = Worth::default();
         let round = |_: &usize| {
             let is_drafted = worth.decide(Some(&cost), 3, 0.0) > 0;
-            let (draft, num_emitted) = if is_drafted { (draft(4, 0.3), num_emitted) } else { (draft(1, 0.0), 1) };
+            let (draft, num_emitted) = if is_drafted { (draft(4, seconds), num_emitted) } else { (draft(1, 0.0), 1) };
             worth.record(Some(&cost), &draft, num_emitted);
             is_drafted
         };
@@ -104,8 +104,10 @@ mod tests {
 
     #[test]
     fn useless_drafts_become_rare_and_useful_ones_stay() {
-        assert_eq!(drafted(200, 3), 200);
-        assert!((1..=20).contains(&drafted(200, 1)), "{}", drafted(200, 1));
+        assert_eq!(drafted(200, 0.3, 3), 200);
+        assert!((1..=20).contains(&drafted(200, 0.3, 1)), "{}", drafted(200, 0.3, 1));
+        assert_eq!(drafted(200, 0.3, 2), 200);
+        assert!((1..=20).contains(&drafted(200, 1.5, 2)), "the same tokens from a dearer draft do not pay");
         assert_eq!(Worth::default().decide(None, 4, 0.0), 4);
     }
 

@@ -28,7 +28,11 @@ pub(crate) fn kept_by(initial: Option<&Adapter>, adapter: &AdapterConfig) -> Res
     }
     match initial.and_then(|initial| initial.config.streams.intermediate_size.map(|size| (size, initial))) {
         None => Ok(Vec::new()),
-        Some((size, initial)) if wanted == Some(size) => Ok(initial.inner_features.clone()),
+        Some((size, initial)) if wanted == Some(size) => {
+            // A run may leave out the lowest of the adapter's layers.
+            let left_out = initial.inner_features.len().saturating_sub(adapter.streams.num_msa_layers);
+            Ok(initial.inner_features[left_out..].to_vec())
+        }
         Some((size, _)) => {
             let problem = format!("the adapter to start from has streams of {size} inner features; leave out the flag");
             Err(TrainError::setting(FLAG, problem))

@@ -82,3 +82,21 @@ fn a_width_of_streams_that_does_not_fit_is_refused() {
         assert!(error.to_string().contains(expected), "{expected}: {error}");
     }
 }
+
+#[test]
+fn the_lowest_layers_of_narrow_streams_may_be_left_out() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let open = |output: &Path| Adapter::open(output, base.config(), &base.fingerprint()).unwrap();
+    let run = |name: &str, num_msa_layers, initial| {
+        let output = directory.path().join(name);
+        let mut job = TrainJob { initial, ..job(&base, &output, settings(1)) };
+        make_narrow(&mut job);
+        job.adapter.streams.num_msa_layers = num_msa_layers;
+        Trainer::new(job).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
+        open(&output)
+    };
+    let two = run("two", 2, None);
+    let one = run("one", 1, Some(two.clone()));
+    assert_ne!(two.inner_features[0], two.inner_features[1], "else the test shows nothing");
+    assert_eq!(one.inner_features, two.inner_features[1..]);
+}
