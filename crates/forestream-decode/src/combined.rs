@@ -85,11 +85,11 @@ impl Drafter for Combined {
     }
 
     fn observe(&mut self, round: VerifiedRound<'_>) -> Result<(), DecodeError> {
-        let VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache, cost } = round;
+        let VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache, report } = round;
         for drafter in &mut self.drafters {
             let cache = &mut *cache;
             let round =
-                VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache, cost };
+                VerifiedRound { target, draft, hidden, sequence_index, path, context, num_emitted, cache, report };
             drafter.observe(round)?;
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::ops::Range;
 use forestream_model::streams::Anchor;
 use forestream_model::{Hidden, KvCache, Model, NodeId, Pruning, TokenId, TokenTree};
 
+use crate::worth::PassReport;
 use crate::{CostCurve, DecodeError, Random};
 
 /// What a drafter may know and use.
@@ -83,8 +84,8 @@ pub struct VerifiedRound<'a> {
     pub num_emitted: usize,
     /// The sequence's cache, committed up to the last token but one.
     pub cache: &'a mut KvCache,
-    /// What passes cost, where that is known and decides.
-    pub cost: Option<&'a CostCurve>,
+    /// The whole pass in numbers, where its cost is known and decides.
+    pub report: Option<&'a PassReport<'a>>,
 }
 
 /// Proposes tokens.

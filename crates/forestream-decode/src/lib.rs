@@ -40,3 +40,4 @@ pub use sequence::{FinishReason, Sequence, SequenceOptions};
 pub use settings::SamplingSettings;
 pub use stats::{Stats, Timings};
 pub use strategies::{STRATEGIES, Strategy};
+pub use worth::PassReport;

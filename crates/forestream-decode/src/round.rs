@@ -17,7 +17,7 @@ use forestream_model::{Hidden, Model, Row};
 
 use crate::budget::NodeRanking;
 use crate::stream_batch::StreamBatch;
-use crate::{Budget, DecodeError, Sequence};
+use crate::{Budget, CostCurve, DecodeError, PassReport, Sequence};
 
 /// Prompt tokens per pass. More would not be faster, and fewer let other sequences in earlier.
 const PREFILL_CHUNK: usize = 256;
@@ -76,8 +76,12 @@ impl Round {
         }
         self.forward(target, sequences)?;
         for (sequence_index, sequence) in active(sequences).enumerate() {
-            let cost = self.budget.cost();
-            sequence.finish_pass(target, &self.hidden, &mut self.logits, sequence_index, cost)?;
+            sequence.verify(target, &self.hidden, &mut self.logits, sequence_index)?;
+        }
+        let report = self.budget.cost().map(|cost| report(cost, sequences));
+        // Ends are noticed here, sequence by sequence, so those that took part are still active.
+        for (sequence_index, sequence) in active(sequences).enumerate() {
+            sequence.observe(target, &self.hidden, sequence_index, report.as_ref())?;
         }
         Ok(())
     }
@@ -95,6 +99,17 @@ impl Round {
         }
         Ok(())
     }
+}
+
+/// The verified pass in numbers.
+fn report<'a>(cost: &'a CostCurve, sequences: &mut [&mut Sequence]) -> PassReport<'a> {
+    let mut report = PassReport { cost, nodes: 0, tokens: 0, draft_seconds: 0.0 };
+    for sequence in active(sequences) {
+        report.nodes += sequence.draft().tree().len();
+        report.tokens += sequence.num_emitted();
+        report.draft_seconds += sequence.draft().seconds();
+    }
+    report
 }
 
 /// The sequences that take part in a pass, in order.

@@ -8,7 +8,9 @@ use forestream_model::{DecoderConfig, Hidden, KvCache, Model, NodeId, Outputs, R
 
 use crate::acceptance::{Acceptance, SampleAndMatch, Stop, Walk};
 use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
-use crate::{Budget, CostCurve, DecodeError, Draft, Drafter, Limits, Random, Sampler, SamplingSettings, Stats};
+use crate::{
+    Budget, CostCurve, DecodeError, Draft, Drafter, Limits, PassReport, Random, Sampler, SamplingSettings, Stats,
+};
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,8 @@ pub struct Sequence {
     phase: Phase,
     path: Vec<NodeId>,
     order: Vec<NodeId>,
+    /// Tokens that the last pass emitted.
+    num_emitted: usize,
 }
 
 /// What the next pass does for a sequence.
@@ -143,6 +147,7 @@ impl Sequence {
             phase: Phase::Prompt,
             path: Vec::new(),
             order: Vec::new(),
+            num_emitted: 0,
         })
     }
 
@@ -341,14 +346,13 @@ impl Sequence {
         Row { tree: self.draft.tree(), cache: &mut self.cache, outputs }
     }
 
-    /// Verifies, commits and lets the drafter learn, after the pass.
-    pub(crate) fn finish_pass(
+    /// Verifies and commits, after the pass.
+    pub(crate) fn verify(
         &mut self,
         target: &dyn Model,
         hidden: &Hidden,
         logits: &mut [f32],
         sequence_index: usize,
-        cost: Option<&CostCurve>,
     ) -> Result<(), DecodeError> {
         let old_len = self.tokens.len();
         let start = if self.phase == Phase::Round { NodeId::ROOT } else { self.draft.tree().last() };
@@ -374,7 +378,24 @@ impl Sequence {
             })?;
         }
         self.cache.commit(&self.path);
-        let num_emitted = self.tokens.len() - old_len;
+        self.num_emitted = self.tokens.len() - old_len;
+        Ok(())
+    }
+
+    /// Tokens that the last pass emitted.
+    pub(crate) fn num_emitted(&self) -> usize {
+        self.num_emitted
+    }
+
+    /// Counts the verified pass, lets the drafter learn, and notices the end.
+    pub(crate) fn observe(
+        &mut self,
+        target: &dyn Model,
+        hidden: &Hidden,
+        sequence_index: usize,
+        report: Option<&PassReport<'_>>,
+    ) -> Result<(), DecodeError> {
+        let num_emitted = self.num_emitted;
         self.record(num_emitted, hidden.rows_of(sequence_index).len());
         if num_emitted == 0 {
             return Ok(());
@@ -388,7 +409,7 @@ impl Sequence {
             context: &self.tokens,
             num_emitted,
             cache: &mut self.cache,
-            cost,
+            report,
         })
     }
 

@@ -1,11 +1,35 @@
 //! Whether drafting pays on this text: a drafter that costs time stops asking where plain decoding is faster.
 //!
-//! A drafted round is rated by the measured costs of its pass and of drafting: emitted tokens per second, in units of plain
-//! decoding, or of what other drafters would have made of it. While the running mean is below 1, rounds go undrafted, twice
+//! A drafted round is rated by the measured costs of its pass and of drafting: its emitted tokens, in units of those that the
+//! same time would have given without the draft, to this sequence and to others in the pass. While the running mean is below 1, rounds go undrafted, twice
 //! as many after each trial that fails. Costs are measured once per machine and model, so the decision is a function of the
 //! text and reads no clock.
 
 use crate::{CostCurve, Draft};
+
+/// A verified pass in numbers, over all its sequences: what it took by the measured curve, and what it gave.
+#[derive(Clone, Copy, Debug)]
+pub struct PassReport<'a> {
+    pub(crate) cost: &'a CostCurve,
+    /// Nodes that went through.
+    pub(crate) nodes: usize,
+    /// Tokens that were emitted.
+    pub(crate) tokens: usize,
+    /// What all drafts took.
+    pub(crate) draft_seconds: f64,
+}
+
+impl PassReport<'_> {
+    /// The tokens that `draft` gave its sequence, in units of what its time would have given without it: `expected` tokens of the
+    /// sequence itself, and what the whole pass would have emitted in the rest of that time.
+    fn gain(&self, draft: &Draft, num_emitted: usize, expected: f64) -> f64 {
+        let seconds = self.cost.seconds(self.nodes) + self.draft_seconds;
+        let nodes = self.nodes - draft.num_draft_tokens();
+        let seconds_without = self.cost.seconds(nodes) + self.draft_seconds - draft.seconds();
+        let tokens_without = (self.tokens - num_emitted) as f64 + expected;
+        num_emitted as f64 / (expected + (seconds - seconds_without) * tokens_without / seconds_without)
+    }
+}
 
 /// Weight of the newest round in the running mean.
 const NEWEST: f64 = 0.1;
@@ -22,7 +46,7 @@ const LAST_PAUSE: u32 = 32;
 /// The running decision of one sequence.
 #[derive(Debug)]
 pub(crate) struct Worth {
-    /// Mean rate of drafted rounds, relative to plain decoding.
+    /// Mean gain of drafted rounds.
     rate: f64,
     /// Undrafted rounds still to go.
     pause: u32,
@@ -59,13 +83,12 @@ impl Worth {
         self.num_streams
     }
 
-    /// Learns from a round that verified `draft` and emitted `num_emitted` tokens.
-    pub(crate) fn record(&mut self, cost: Option<&CostCurve>, draft: &Draft, num_emitted: usize) {
+    /// Learns from a round that verified `draft` in the pass of `report` and emitted `num_emitted` tokens.
+    pub(crate) fn record(&mut self, report: Option<&PassReport<'_>>, draft: &Draft, num_emitted: usize) {
         let is_drafted = std::mem::take(&mut self.num_streams) > 0;
-        let Some(cost) = cost.filter(|_| is_drafted) else { return };
+        let Some(report) = report.filter(|_| is_drafted) else { return };
         self.reach += NEWEST * (num_emitted as f64 - 1.0 - self.reach);
-        let seconds = cost.seconds(draft.tree().len()) + draft.seconds();
-        let rate = num_emitted as f64 / self.expected * cost.seconds(1) / seconds;
+        let rate = report.gain(draft, num_emitted, self.expected);
         self.rate += NEWEST * (rate - self.rate);
         if self.rate < 1.0 {
             self.pause = self.next_pause;
@@ -89,26 +112,52 @@ mod tests {
         draft
     }
 
-    /// How many of `rounds` rounds are drafted when each drafted one takes `seconds` to draft and emits `num_emitted`.
-    fn drafted(rounds: usize, seconds: f64, num_emitted: usize) -> usize {
-        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap();
+    /// The report of a pass over `draft`, which gave `num_emitted` tokens, and over `others` plain sequences.
+    fn report<'a>(cost: &'a CostCurve, draft: &Draft, num_emitted: usize, others: usize) -> PassReport<'a> {
+        let (nodes, tokens) = (draft.tree().len() + others, num_emitted + others);
+        PassReport { cost, nodes, tokens, draft_seconds: draft.seconds() }
+    }
+
+    /// How many of 200 rounds beside `others` plain sequences are drafted when each drafted one takes `seconds` to draft and
+    /// emits `num_emitted`.
+    fn drafted_beside(others: usize, seconds: f64, num_emitted: usize) -> usize {
+        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5), (8, 3.5)]).unwrap();
         let mut worth = Worth::default();
         let round = |_: &usize| {
             let is_drafted = worth.decide(Some(&cost), 3, 0.0) > 0;
             let (draft, num_emitted) = if is_drafted { (draft(4, seconds), num_emitted) } else { (draft(1, 0.0), 1) };
-            worth.record(Some(&cost), &draft, num_emitted);
+            worth.record(Some(&report(&cost, &draft, num_emitted, others)), &draft, num_emitted);
             is_drafted
         };
-        (0..rounds).filter(round).count()
+        (0..200).filter(round).count()
+    }
+
+    fn drafted(seconds: f64, num_emitted: usize) -> usize {
+        drafted_beside(0, seconds, num_emitted)
     }
 
     #[test]
     fn useless_drafts_become_rare_and_useful_ones_stay() {
-        assert_eq!(drafted(200, 0.3, 3), 200);
-        assert!((1..=20).contains(&drafted(200, 0.3, 1)), "{}", drafted(200, 0.3, 1));
-        assert_eq!(drafted(200, 0.3, 2), 200);
-        assert!((1..=20).contains(&drafted(200, 1.5, 2)), "the same tokens from a dearer draft do not pay");
+        assert_eq!(drafted(0.3, 3), 200);
+        assert!((1..=20).contains(&drafted(0.3, 1)), "{}", drafted(0.3, 1));
+        assert_eq!(drafted(0.3, 2), 200);
+        assert!((1..=20).contains(&drafted(1.5, 2)), "the same tokens from a dearer draft do not pay");
         assert_eq!(Worth::default().decide(None, 4, 0.0), 4);
+    }
+
+    #[test]
+    fn a_draft_has_to_earn_the_time_that_it_takes_from_others() {
+        // Four nodes cost 0.5 beside no other sequence, and 1.5 beside three, in which these would emit four tokens.
+        assert_eq!(drafted_beside(0, 0.1, 2), 200);
+        assert!((1..=20).contains(&drafted_beside(3, 0.1, 2)), "{}", drafted_beside(3, 0.1, 2));
+        assert_eq!(drafted_beside(3, 0.1, 6), 200, "more tokens are worth it in company too");
+    }
+
+    #[test]
+    fn alone_a_gain_is_the_speed_in_units_of_plain_decoding() {
+        let (cost, draft) = (CostCurve::new(&[(1, 1.0), (4, 1.5)]).unwrap(), draft(4, 0.3));
+        let gain = report(&cost, &draft, 3, 0).gain(&draft, 3, 1.0);
+        assert!((gain - 3.0 / 1.8).abs() < 1e-12, "{gain}");
     }
 
     #[test]
@@ -125,7 +174,8 @@ mod tests {
             let mut worth = Worth::default();
             for _ in 0..100 {
                 worth.decide(Some(&cost), 6, 0.0);
-                worth.record(Some(&cost), &draft(8, 0.0), num_emitted);
+                let draft = draft(8, 0.0);
+                worth.record(Some(&report(&cost, &draft, num_emitted, 0)), &draft, num_emitted);
             }
             worth.pause = 0;
             let num_streams = worth.decide(Some(&cost), 6, 0.0);

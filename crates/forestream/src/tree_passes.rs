@@ -50,7 +50,7 @@ impl<'m> TreePasses<'m> {
             context,
             num_emitted: 1,
             cache: &mut self.cache,
-            cost: None,
+            report: None,
         })
     }
 

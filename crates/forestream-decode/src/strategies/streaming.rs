@@ -288,7 +288,7 @@ impl Drafter for Streaming {
         if let Some(state) = row.and_then(|row| round.hidden.boundary(row)) {
             self.boundary.extend_from_slice(state);
         }
-        self.worth.record(round.cost, round.draft, round.num_emitted);
+        self.worth.record(round.report, round.draft, round.num_emitted);
         Ok(())
     }
 }
