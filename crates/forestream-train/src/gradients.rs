@@ -168,7 +168,7 @@ mod tests {
     use std::path::Path;
 
     use forestream_burn::tensor::Device;
-    use forestream_model::streams::{ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, TrainingMode};
+    use forestream_model::streams::{ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, StreamConfig, TrainingMode};
     use forestream_model::{Checkpoint, LoadOptions};
 
     use super::*;
@@ -176,14 +176,20 @@ mod tests {
     use crate::draft_vocabulary::DraftRows;
     use crate::features::FeatureExtractor;
     use crate::pieces::PieceMaker;
-    use crate::settings::{JointSettings, Preset};
+    use crate::preset::Preset;
+    use crate::settings::JointSettings;
 
     /// Hands a step with these settings, and what makes its pieces, to `check`.
     fn with_step(settings: &TrainSettings, check: impl FnOnce(&Step<'_>, &mut PieceMaker<'_>)) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
         let checkpoint = Checkpoint::open(&path).unwrap();
-        let Preset { mut streams, lora, .. } = Preset::fast();
-        (streams.num_streams, streams.num_msa_layers, streams.draft_vocab_size) = (2, 1, None);
+        let mode = if settings.joint.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless };
+        let streams = StreamConfig {
+            num_streams: 2,
+            num_msa_layers: 1,
+            intermediate_size: None,
+            ..Preset::Fast.streams(checkpoint.config(), mode)
+        };
         let base_model = BaseModel {
             name: "tiny".to_owned(),
             fingerprint: checkpoint.fingerprint(),
@@ -192,9 +198,9 @@ mod tests {
         let config = AdapterConfig {
             format_version: ADAPTER_FORMAT_VERSION,
             base_model,
-            mode: if settings.joint.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless },
+            mode,
             streams,
-            lora: Some(lora),
+            lora: Some(Preset::Fast.lora()),
             main_lora: settings.joint.as_ref().map(|_| Preset::main_lora(2)),
             calibration: Vec::new(),
         };

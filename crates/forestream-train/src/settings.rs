@@ -1,6 +1,5 @@
-//! What a run is asked for, and presets of streams.
+//! What a run is asked for.
 
-use forestream_model::streams::{LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamIdentity, StreamPosition};
 use serde::{Deserialize, Serialize};
 
 use crate::{Schedule, TrainError};
@@ -125,75 +124,4 @@ pub enum Objective {
     Tv,
     /// From the one to the other, row by row: the divergence while little is accepted, the variation when much is.
     Lk,
-}
-
-/// Sizes of streams that are known to work.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Preset {
-    /// Its name.
-    pub name: &'static str,
-    /// The streams.
-    pub streams: StreamConfig,
-    /// Low-rank changes of stream rows.
-    pub lora: LoraConfig,
-}
-
-impl Preset {
-    /// Everything that raises acceptance at little cost: token conditioning, a sampler, LoRA on all projections.
-    pub fn fast() -> Self {
-        Self {
-            name: "fast",
-            streams: StreamConfig {
-                num_streams: 4,
-                num_msa_layers: 4,
-                position: StreamPosition::Following,
-                identity: StreamIdentity::Embedding,
-                token_conditioning: true,
-                sampler_size: Some(64),
-                intermediate_size: None,
-                draft_vocab_size: Some(8192),
-                early_exit_rank: None,
-            },
-            lora: LoraConfig { rank: 32, alpha: 64.0, target_modules: Projection::ALL.to_vec() },
-        }
-    }
-
-    /// The parameters of the paper: stream embeddings, a small LoRA on queries and values, the map of the early exit.
-    pub fn paper() -> Self {
-        Self {
-            name: "paper",
-            streams: StreamConfig {
-                num_streams: 3,
-                num_msa_layers: 4,
-                position: StreamPosition::Following,
-                identity: StreamIdentity::Embedding,
-                token_conditioning: false,
-                sampler_size: None,
-                intermediate_size: None,
-                draft_vocab_size: None,
-                early_exit_rank: Some(8),
-            },
-            lora: LoraConfig { rank: 8, alpha: 16.0, target_modules: vec![Projection::QProj, Projection::VProj] },
-        }
-    }
-
-    /// The preset for joint mode: a task's texts can be foreseen further.
-    #[must_use]
-    pub fn in_joint_mode(mut self) -> Self {
-        if self.name == Self::fast().name {
-            self.streams.num_streams = 6;
-        }
-        self
-    }
-
-    /// Low-rank changes of main rows: all projections of the `num_layers` top layers.
-    pub fn main_lora(num_layers: usize) -> MainLoraConfig {
-        let lora = LoraConfig { rank: 16, alpha: 32.0, target_modules: Projection::ALL.to_vec() };
-        MainLoraConfig { num_layers, lora }
-    }
-
-    /// The preset of a name.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::fast(), Self::paper()].into_iter().find(|preset| preset.name == name)
-    }
 }

@@ -1,6 +1,7 @@
 //! The sizes of the streams that a training run makes: a preset's or an adapter's, changed by what was asked for.
 
-use forestream_model::streams::{Adapter, LoraConfig, Projection, StreamConfig, StreamIdentity};
+use forestream_model::DecoderConfig;
+use forestream_model::streams::{Adapter, LoraConfig, Projection, StreamConfig, StreamIdentity, TrainingMode};
 use forestream_train::Preset;
 
 /// What was asked for, one by one; `None` keeps what a run starts from.
@@ -33,25 +34,22 @@ pub struct StreamSizes {
 }
 
 impl StreamSizes {
-    /// The streams and their low-rank changes of a run that starts from `initial`, for a model of `vocab_size` tokens.
+    /// The streams and their low-rank changes of a run for `model` that starts from `initial`.
     pub(crate) fn resolve(
         &self,
         initial: Option<&Adapter>,
-        is_joint: bool,
-        vocab_size: usize,
+        mode: TrainingMode,
+        model: &DecoderConfig,
     ) -> (StreamConfig, Option<LoraConfig>) {
-        let usual = Preset::fast();
-        let (mut streams, lora) = match (&self.preset, initial) {
+        let (mut streams, lora) = match (self.preset, initial) {
             (None, Some(initial)) => (initial.config.streams.clone(), initial.config.lora.clone()),
             (preset, _) => {
-                let preset = preset.as_ref().unwrap_or(&usual).clone();
-                let preset = if is_joint { preset.in_joint_mode() } else { preset };
-                (preset.streams, Some(preset.lora))
+                let preset = preset.unwrap_or_default();
+                (preset.streams(model, mode), Some(preset.lora()))
             }
         };
-        streams.draft_vocab_size = streams.draft_vocab_size.filter(|&size| size < vocab_size); // else it limits nothing
         self.change(&mut streams);
-        (streams, self.changed_lora(lora, usual.lora))
+        (streams, self.changed_lora(lora))
     }
 
     fn change(&self, streams: &mut StreamConfig) {
@@ -70,12 +68,12 @@ impl StreamSizes {
         streams.identity = self.identity.unwrap_or(streams.identity);
     }
 
-    /// `lora` with what was asked for; `usual` where there is none to change.
-    fn changed_lora(&self, lora: Option<LoraConfig>, usual: LoraConfig) -> Option<LoraConfig> {
+    /// `lora` with what was asked for; that of a preset where there is none to change.
+    fn changed_lora(&self, lora: Option<LoraConfig>) -> Option<LoraConfig> {
         if lora.is_none() && self.lora_rank.is_none() {
             return None;
         }
-        let mut lora = lora.unwrap_or(usual);
+        let mut lora = lora.unwrap_or_else(|| Preset::default().lora());
         lora.rank = self.lora_rank.unwrap_or(lora.rank);
         lora.alpha = self.lora_alpha.unwrap_or(lora.alpha);
         if let Some(modules) = &self.lora_target_modules {
@@ -87,33 +85,40 @@ impl StreamSizes {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use forestream_model::Checkpoint;
+
     use super::*;
+
+    fn tiny() -> DecoderConfig {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+        Checkpoint::open(&path).unwrap().config().clone()
+    }
 
     #[test]
     fn flags_change_single_sizes_and_zero_leaves_out() {
-        let (usual, lora) = StreamSizes::default().resolve(None, false, 49_152);
-        assert_eq!((usual, lora), (Preset::fast().streams, Some(Preset::fast().lora)));
+        let (model, mode) = (tiny(), TrainingMode::Lossless);
+        let (usual, lora) = StreamSizes::default().resolve(None, mode, &model);
+        assert_eq!((usual, lora), (Preset::Fast.streams(&model, mode), Some(Preset::Fast.lora())));
         let sizes = StreamSizes {
-            preset: Some(Preset::paper()),
+            preset: Some(Preset::Paper),
             num_streams: Some(5),
             early_exit_rank: Some(0),
             lora_rank: Some(0),
             ..StreamSizes::default()
         };
-        let (streams, lora) = sizes.resolve(None, false, 49_152);
+        let (streams, lora) = sizes.resolve(None, mode, &model);
         assert_eq!((streams.num_streams, streams.early_exit_rank, lora), (5, None, None));
-        assert_eq!(StreamConfig { early_exit_rank: Some(8), num_streams: 3, ..streams }, Preset::paper().streams);
+        let restored = StreamConfig { early_exit_rank: Some(8), num_streams: 3, ..streams };
+        assert_eq!(restored, Preset::Paper.streams(&model, mode));
     }
 
     #[test]
-    fn a_draft_vocabulary_as_large_as_the_models_is_none_unless_it_was_asked_for() {
-        assert_eq!(StreamSizes::default().resolve(None, false, 320).0.draft_vocab_size, None);
+    fn a_draft_vocabulary_beyond_the_models_is_not_taken_by_itself_but_left_where_it_was_asked_for() {
+        let size = |sizes: StreamSizes| sizes.resolve(None, TrainingMode::Lossless, &tiny()).0.draft_vocab_size;
+        assert_eq!(size(StreamSizes::default()), None);
         let asked = StreamSizes { draft_vocab_size: Some(999), ..StreamSizes::default() };
-        assert_eq!(asked.resolve(None, false, 320).0.draft_vocab_size, Some(999), "an error that names it follows");
-    }
-
-    #[test]
-    fn a_task_can_be_foreseen_further() {
-        assert_eq!(StreamSizes::default().resolve(None, true, 49_152).0.num_streams, 6);
+        assert_eq!(size(asked), Some(999), "an error that names it follows");
     }
 }

@@ -95,8 +95,8 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     let open = |path: &PathBuf| Adapter::open(path, checkpoint.config(), &fingerprint);
     let fitted = request.adapter.as_ref().map(open).transpose()?;
     let initial = request.init_from.as_ref().map(open).transpose()?.or_else(|| fitted.clone());
-    let is_joint = request.main_lora.is_some();
-    let (streams, lora) = request.sizes.resolve(initial.as_ref(), is_joint, checkpoint.config().vocab_size);
+    let mode = if request.main_lora.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless };
+    let (streams, lora) = request.sizes.resolve(initial.as_ref(), mode, checkpoint.config());
     let usual = LoadOptions::default();
     let load_options = LoadOptions {
         num_threads: options.threads.unwrap_or(usual.num_threads),
@@ -113,7 +113,7 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     let adapter = AdapterConfig {
         format_version: ADAPTER_FORMAT_VERSION,
         base_model: BaseModel { name, fingerprint, architecture },
-        mode: if is_joint { TrainingMode::Joint } else { TrainingMode::Lossless },
+        mode,
         streams,
         lora,
         main_lora,

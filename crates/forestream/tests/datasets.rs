@@ -75,10 +75,7 @@ fn a_dataset_of_the_hub_is_fetched_once() {
     let (hub, sandbox, model) = (Hub::start(), Sandbox::new(), tiny_model("tiny-llama"));
     let output = sandbox.path("adapter");
     let output = output.to_str().unwrap();
-    let train = |data: &str| {
-        let sizes = ["--num-msa-layers", "2", "--dry-run"];
-        hub.run(&sandbox, &[&["train", "-m", &model, "--data", data, "-o", output][..], &sizes].concat())
-    };
+    let train = |data: &str| hub.run(&sandbox, &["train", "-m", &model, "--data", data, "-o", output, "--dry-run"]);
     let first = train("owner/chats");
     first.assert_success();
     assert!(first.stderr.contains("pulling the dataset owner/chats"), "{}", first.stderr);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use forestream_burn::NamedDevice;
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, StreamIdentity, TrainingMode,
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, StreamConfig, StreamIdentity, TrainingMode,
 };
 use forestream_model::{Checkpoint, CpuModel, Hidden, LoadOptions, Model, Outputs, Row, TokenTree};
 use forestream_train::{
@@ -66,12 +66,14 @@ fn counting(name: &str, count: u32) -> Dataset {
 }
 
 fn job<'a>(base: &'a Checkpoint, output: &Path, settings: TrainSettings) -> TrainJob<'a> {
-    let Preset { mut streams, mut lora, .. } = Preset::fast();
-    streams.num_streams = 2;
-    streams.num_msa_layers = 1;
-    streams.sampler_size = Some(16);
-    streams.draft_vocab_size = Some(80);
-    lora.rank = 4;
+    let streams = StreamConfig {
+        num_streams: 2,
+        num_msa_layers: 1,
+        sampler_size: Some(16),
+        intermediate_size: None,
+        draft_vocab_size: Some(80),
+        ..Preset::Fast.streams(base.config(), TrainingMode::Lossless)
+    };
     let base_model = BaseModel {
         name: "tiny-llama".to_owned(),
         fingerprint: base.fingerprint(),
@@ -85,7 +87,7 @@ fn job<'a>(base: &'a Checkpoint, output: &Path, settings: TrainSettings) -> Trai
             base_model,
             mode: TrainingMode::Lossless,
             streams,
-            lora: Some(lora),
+            lora: Some(LoraConfig { rank: 4, ..Preset::Fast.lora() }),
             main_lora: None,
             calibration: Vec::new(),
         },

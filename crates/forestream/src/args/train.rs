@@ -336,8 +336,8 @@ fn task_rows(args: &RowArgs) -> anyhow::Result<Option<TaskRows>> {
 fn stream_sizes(args: &StreamArgs) -> StreamSizes {
     StreamSizes {
         preset: args.preset.map(|preset| match preset {
-            PresetName::Fast => Preset::fast(),
-            PresetName::Paper => Preset::paper(),
+            PresetName::Fast => Preset::Fast,
+            PresetName::Paper => Preset::Paper,
         }),
         num_streams: args.num_streams,
         num_msa_layers: args.num_msa_layers,
