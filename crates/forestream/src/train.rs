@@ -18,7 +18,7 @@ pub use crate::task_rows::TaskRows;
 pub use forestream_model::streams::{Projection, StreamIdentity, TrainingMode as Mode};
 pub use forestream_train::{
     CHECKPOINT, Draw, Evaluation, JointSettings, LOG, MainFigures, Objective, Observer, Origin, Outcome, PROVENANCE,
-    Preset, Schedule, Start, StepReport, TrainError, TrainSettings, Trainer,
+    Preset, Schedule, Start, StepReport, StepSeconds, TrainError, TrainSettings, Trainer,
 };
 
 /// The longest text, if nothing else is asked for and the model was trained for more.

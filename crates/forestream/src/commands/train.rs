@@ -8,7 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use forestream::EngineOptions;
 use forestream::pull::ModelName;
-use forestream::train::{self, Evaluation, MainFigures, Observer, Origin, Outcome, Start, StepReport, Trainer};
+use forestream::train::{
+    self, Evaluation, MainFigures, Observer, Origin, Outcome, Start, StepReport, StepSeconds, Trainer,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{console, interrupt, pull};
@@ -79,7 +81,7 @@ fn plan(trainer: &Trainer) -> Vec<String> {
 fn dry_run(trainer: &mut Trainer) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let report = trainer.measure_step()?;
-    let seconds = started.elapsed().as_secs_f64() * trainer.num_steps() as f64;
+    let seconds = whole_run(started.elapsed().as_secs_f64(), report.seconds, trainer.num_steps());
     let memory =
         peak_memory().map_or("unknown".to_owned(), |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
     console::print(&format!(
@@ -91,6 +93,12 @@ fn dry_run(trainer: &mut Trainer) -> anyhow::Result<ExitCode> {
         duration(seconds)
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds of a run of `num_steps` steps, of which the first took `step` and `elapsed` with all that is done once before it.
+fn whole_run(elapsed: f64, step: StepSeconds, num_steps: usize) -> f64 {
+    let step = step.features + step.passes + step.optimizer;
+    elapsed + step * num_steps.saturating_sub(1) as f64
 }
 
 /// The greatest memory that this process has used, where the system tells.
@@ -234,6 +242,13 @@ fn date(days: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_done_once_counts_once() {
+        let step = StepSeconds { features: 0.25, passes: 0.5, optimizer: 0.25 };
+        assert!((whole_run(31.0, step, 100) - 130.0).abs() < 1e-9);
+        assert_eq!(duration(197.0), "3 min");
+    }
 
     #[test]
     fn days_become_dates() {
