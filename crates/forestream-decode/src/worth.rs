@@ -121,7 +121,7 @@ mod tests {
     /// How many of 200 rounds beside `others` plain sequences are drafted when each drafted one takes `seconds` to draft and
     /// emits `num_emitted`.
     fn drafted_beside(others: usize, seconds: f64, num_emitted: usize) -> usize {
-        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5), (8, 3.5)]).unwrap();
+        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5), (8, 2.5)]).unwrap();
         let mut worth = Worth::default();
         let round = |_: &usize| {
             let is_drafted = worth.decide(Some(&cost), 3, 0.0) > 0;
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_draft_has_to_earn_the_time_that_it_takes_from_others() {
-        // Four nodes cost 0.5 beside no other sequence, and 1.5 beside three, in which these would emit four tokens.
+        // Three more nodes cost 0.5 alone, and 0.75 beside three others: half of a pass in which all four emit a token.
         assert_eq!(drafted_beside(0, 0.1, 2), 200);
         assert!((1..=20).contains(&drafted_beside(3, 0.1, 2)), "{}", drafted_beside(3, 0.1, 2));
         assert_eq!(drafted_beside(3, 0.1, 6), 200, "more tokens are worth it in company too");
