@@ -30,8 +30,11 @@ pub(crate) fn kept_by(initial: Option<&Adapter>, adapter: &AdapterConfig) -> Res
         None => Ok(Vec::new()),
         Some((size, initial)) if wanted == Some(size) => {
             // A run may leave out the lowest of the adapter's layers.
-            let left_out = initial.inner_features.len().saturating_sub(adapter.streams.num_msa_layers);
-            Ok(initial.inner_features[left_out..].to_vec())
+            let left_out = initial.inner_features.len().checked_sub(adapter.streams.num_msa_layers);
+            left_out.map(|left_out| initial.inner_features[left_out..].to_vec()).ok_or_else(|| {
+                let problem = "narrow streams get no further layers; start from wide ones, which may become deeper and narrow at once";
+                TrainError::setting("--num-msa-layers", problem)
+            })
         }
         Some((size, _)) => {
             let problem = format!("the adapter to start from has streams of {size} inner features; leave out the flag");

@@ -15,6 +15,7 @@ mod evaluate;
 mod export;
 mod features;
 mod gradients;
+mod initial;
 mod inner_features;
 mod merge;
 mod objective;

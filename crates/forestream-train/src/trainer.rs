@@ -19,6 +19,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::export::{self, Origin, TrainedOn};
 use crate::features::FeatureExtractor;
 use crate::gradients::{BatchScore, Step};
+use crate::initial::initial_weights;
 use crate::objective::tau;
 use crate::pieces::{Piece, PieceMaker};
 use crate::progress::{MainFigures, Observer, StepReport, StepSeconds, TrainLog};
@@ -490,33 +491,6 @@ fn plan(settings: &TrainSettings, order: &mut Order, examples: &[Example]) -> us
     let epochs = settings.epochs.unwrap_or(usual_epochs);
     let by_epochs = || (0..epochs).map(|epoch| order.steps_of_epoch(epoch, examples, settings.batch_tokens)).sum();
     settings.steps.unwrap_or_else(by_epochs)
-}
-
-fn initial_weights(
-    initial: Option<Adapter>,
-    adapter: &AdapterConfig,
-    decoder: &DecoderConfig,
-    seed: u64,
-    device: &Device,
-) -> Result<Named, TrainError> {
-    let Some(mut initial) = initial else {
-        return Ok(StreamWeights::init(adapter, decoder, seed, device).values());
-    };
-    let (wanted, given) = (adapter.tensors(decoder), initial.config.tensors(decoder));
-    initial.tensors.retain(|name, _| wanted.iter().any(|spec| spec.name == *name));
-    let has_none = initial.config.streams.early_exit_rank.is_none();
-    let may_be_fresh = |name: &str| has_none && name.starts_with("early_exit.");
-    let fresh = StreamWeights::init(adapter, decoder, seed, device).values();
-    initial.tensors.extend(fresh.into_iter().filter(|(name, _)| may_be_fresh(name)));
-    match wanted.into_iter().find(|spec| !given.contains(spec) && !may_be_fresh(&spec.name)) {
-        None => Ok(initial.tensors),
-        Some(spec) => {
-            let (name, shape) = (spec.name, spec.shape);
-            let problem =
-                format!("it has no `{name}` of {shape:?}; leave out the flags for sizes, and it keeps its own");
-            Err(TrainError::setting("the adapter to start from", problem))
-        }
-    }
 }
 
 /// What an adapter changes of main rows, by name.

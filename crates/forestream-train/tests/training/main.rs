@@ -443,6 +443,36 @@ fn weights_of_another_adapter_are_a_start() {
 }
 
 #[test]
+fn streams_and_layers_can_be_added_later_and_left_out() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let train = |name: &str, (num_streams, num_msa_layers), initial, lr| {
+        let output = directory.path().join(name);
+        let mut job = TrainJob { initial, ..job(&base, &output, TrainSettings { lr, ..settings(1) }) };
+        (job.adapter.streams.num_streams, job.adapter.streams.num_msa_layers) = (num_streams, num_msa_layers);
+        Trainer::new(job).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
+        Adapter::open(&output, base.config(), &base.fingerprint()).unwrap()
+    };
+    let still = 1e-30; // a rate whose steps change no number in half precision
+    let first = train("first", (2, 1), None, 1e-3);
+    let embeddings = &first.tensors["stream_embeddings"];
+    let (one, two) = embeddings.split_at(embeddings.len() / 2);
+    assert_ne!(one, two, "else the test shows nothing");
+    let more = train("more", (4, 2), Some(first.clone()), still);
+    assert_eq!(more.tensors["stream_embeddings"], [one, two, two, two].concat());
+    for (name, values) in &more.tensors {
+        let is_nothing = values.iter().all(|&value| value == 0.0);
+        match first.tensors.get(name) {
+            Some(former) if name != "stream_embeddings" => assert_eq!(values, former, "{name}"),
+            Some(_) => {}
+            None => assert_eq!(is_nothing, name.ends_with("lora_B.weight"), "{name}"),
+        }
+    }
+    let fewer = train("fewer", (1, 1), Some(more), still);
+    assert_eq!(fewer.tensors["stream_embeddings"], one);
+    assert_eq!(fewer.tensors.len(), first.tensors.len());
+}
+
+#[test]
 fn an_early_exit_learns_beside_the_streams_and_can_be_added_later() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
     let [without, with, later] = ["without", "with", "later"].map(|name| directory.path().join(name));

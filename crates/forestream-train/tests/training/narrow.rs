@@ -74,6 +74,11 @@ fn a_width_of_streams_that_does_not_fit_is_refused() {
             job.initial = Some(initial.clone());
             job.adapter.streams.intermediate_size = Some(8);
         }),
+        ("no further layers", &|job| {
+            job.initial = Some(initial.clone());
+            make_narrow(job);
+            job.adapter.streams.num_msa_layers = 2;
+        }),
     ];
     for (expected, change) in refused {
         let mut job = job(&base, &directory.path().join("refused"), settings(1));

@@ -1,6 +1,6 @@
 //! `train`: speculative streams for a model, from rows of text.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
@@ -211,12 +211,18 @@ fn duration(seconds: f64) -> String {
 fn origin() -> Origin {
     let days = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86400);
     Origin {
-        command: std::env::args_os().map(|argument| without_directories(&argument)).collect::<Vec<_>>().join(" "),
+        command: command(std::env::args_os()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         commit: option_env!("FORESTREAM_COMMIT").map(str::to_owned),
         date: date(days as i64),
         previous: None,
     }
+}
+
+/// The command of these arguments, whatever the program's file is called.
+fn command(arguments: impl Iterator<Item = OsString>) -> String {
+    let given = arguments.skip(1).map(|argument| without_directories(&argument));
+    std::iter::once("forestream".to_owned()).chain(given).collect::<Vec<_>>().join(" ")
 }
 
 /// An argument as a card may show it: directories of this machine are nobody's business.
@@ -259,6 +265,8 @@ mod tests {
 
     #[test]
     fn cards_show_no_directories() {
+        let arguments = ["/builds/former-forestream", "train", "--data", "../private/data.jsonl"].map(OsString::from);
+        assert_eq!(command(arguments.into_iter()), "forestream train --data data.jsonl");
         for (argument, shown) in [("../private/data.jsonl", "data.jsonl"), ("--lr", "--lr"), ("0.5", "0.5")] {
             assert_eq!(without_directories(OsStr::new(argument)), shown);
         }
