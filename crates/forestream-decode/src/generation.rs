@@ -84,19 +84,39 @@ impl<'m> Generation<'m> {
         self.sequence.into_cache()
     }
 
+    /// Runs one pass over the prompt, if any of it is left; whether more is left then.
+    ///
+    /// Nobody has to call this: the first token waits for the whole prompt. It lets a caller stop in between.
+    ///
+    /// # Errors
+    /// If the pass fails; there are no tokens then.
+    pub fn read_prompt(&mut self) -> Result<bool, DecodeError> {
+        let is_left = |sequence: &Sequence| sequence.completion().is_empty() && sequence.finish_reason().is_none();
+        if self.has_failed || !is_left(&self.sequence) {
+            return Ok(false);
+        }
+        self.run_round()?;
+        Ok(is_left(&self.sequence))
+    }
+
     /// Runs passes until there is a token to hand out; `false` at the end of the text.
     fn fill(&mut self) -> Result<bool, DecodeError> {
         while self.num_yielded == self.sequence.completion().len() {
             if self.sequence.finish_reason().is_some() {
                 return Ok(false);
             }
-            let is_first = self.sequence.completion().is_empty();
-            let (result, elapsed) = Timings::measure(|| self.round.run(self.target, &mut [&mut self.sequence]));
-            let phase = if is_first { &mut self.timings.prefill } else { &mut self.timings.decode };
-            *phase += elapsed;
-            result?;
+            self.run_round()?;
         }
         Ok(true)
+    }
+
+    fn run_round(&mut self) -> Result<(), DecodeError> {
+        let is_first = self.sequence.completion().is_empty();
+        let (result, elapsed) = Timings::measure(|| self.round.run(self.target, &mut [&mut self.sequence]));
+        let phase = if is_first { &mut self.timings.prefill } else { &mut self.timings.decode };
+        *phase += elapsed;
+        self.has_failed = result.is_err();
+        result
     }
 }
 
@@ -118,10 +138,7 @@ impl Iterator for Generation<'_> {
                 let position = self.sequence.stats().prompt_tokens + self.num_yielded - 1;
                 Some(Ok(Token { id, position, is_stop }))
             }
-            Err(error) => {
-                self.has_failed = true;
-                Some(Err(error))
-            }
+            Err(error) => Some(Err(error)),
         }
     }
 }

@@ -16,7 +16,7 @@ enum End {
     StopString,
 }
 
-/// An answer in the making: an iterator of pieces of text. Dropping it keeps the cache for the next answer.
+/// An answer in the making: an iterator of pieces of text, empty ones while the prompt is read. Dropping it keeps the cache for the next answer.
 pub struct Answer<'s> {
     /// Taken when the answer is dropped.
     generation: Option<Generation<'s>>,
@@ -91,6 +91,11 @@ impl<'s> Answer<'s> {
             return None;
         }
         let generation = self.generation.as_mut()?;
+        match generation.read_prompt() {
+            Ok(true) => return Some(Ok(String::new())),
+            Ok(false) => {}
+            Err(error) => return Some(Err(error.into())),
+        }
         let token = match generation.next() {
             Some(Ok(token)) => token,
             Some(Err(error)) => return Some(Err(error.into())),

@@ -69,13 +69,19 @@ enum Test {
 /// Runs all tests; `progress` is told the test that runs next.
 ///
 /// # Errors
-/// If a pass fails.
+/// A test that the context has no room for, or a pass that fails.
 pub fn bench(
     engine: &Engine,
     options: &BenchOptions,
     mut progress: impl FnMut(&str),
 ) -> Result<Vec<Measurement>, Error> {
     let tests = tests(options);
+    for test in &tests {
+        let (needed, ctx_size) = (test.num_positions(options.depth), engine.ctx_size());
+        if needed > ctx_size {
+            return Err(Error::TestTooLong { test: test.name(), needed, ctx_size });
+        }
+    }
     let largest = options.verify_lens.iter().copied().max().unwrap_or(0);
     let mut passes = TreePasses::new(engine.model(), options.depth, largest)?;
     let mut seconds: Vec<Vec<f64>> = vec![Vec::new(); tests.len()];
@@ -103,6 +109,14 @@ impl Test {
     fn num_tokens(self) -> usize {
         match self {
             Self::Prompt(len) | Self::Decode(len) | Self::Verify(len) => len,
+        }
+    }
+
+    /// Positions of the context that a repetition fills.
+    fn num_positions(self, depth: usize) -> usize {
+        match self {
+            Self::Prompt(len) => len,
+            Self::Decode(len) | Self::Verify(len) => depth.saturating_add(len),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::adapters::{self, AdapterChoice};
 use crate::backend::Place;
 use crate::cost_curve::{self, CostCurveKey};
 use crate::vocabulary::tokenizer_of;
-use crate::{Backend, Error, NamedDevice, Session};
+use crate::{AUTO, Backend, Error, NamedDevice, Session};
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
@@ -129,6 +129,7 @@ impl Engine {
 
     /// Weights that a strategy adds to the model's own.
     pub(crate) fn extra_parameters(&self, strategy: &str) -> u64 {
+        let strategy = if strategy == AUTO { self.default_strategy() } else { strategy };
         let uses_streams = strategy
             .split(['+', ','])
             .any(|name| strategies::find(name.trim()).is_ok_and(|strategy| strategy.requires == Requires::Streams));
@@ -191,14 +192,19 @@ impl Engine {
         const TEMPERATURE: f64 = 0.8;
         const TOP_K: u64 = 40;
         const TOP_P: f64 = 0.95;
-        const MIN_P: f32 = 0.05;
+        const MIN_P: f64 = 0.05;
+        let usual = SamplingSettings::default();
+        let repeat_penalty = self.defaults.repetition_penalty;
         SamplingSettings {
             temperature: self.defaults.temperature.unwrap_or(TEMPERATURE) as f32,
             top_k: Some(self.defaults.top_k.unwrap_or(TOP_K) as usize).filter(|&k| k > 0),
             top_p: self.defaults.top_p.unwrap_or(TOP_P) as f32,
-            min_p: MIN_P,
+            min_p: self.defaults.min_p.unwrap_or(MIN_P) as f32,
+            repeat_penalty: repeat_penalty.map_or(usual.repeat_penalty, |penalty| penalty as f32),
+            // Authors mean all tokens, not the last ones.
+            penalty_last_n: if repeat_penalty.is_some() { None } else { usual.penalty_last_n },
             seed: random_seed(),
-            ..SamplingSettings::default()
+            ..usual
         }
     }
 

@@ -59,6 +59,18 @@ pub enum Error {
         /// What the model was trained for.
         trained: usize,
     },
+    /// A measurement longer than the context.
+    #[error(
+        "the test {test} needs {needed} tokens of context, and there are {ctx_size}: measure less, or raise --ctx-size"
+    )]
+    TestTooLong {
+        /// Its name.
+        test: String,
+        /// The tokens that it needs, those before it included.
+        needed: usize,
+        /// The context.
+        ctx_size: usize,
+    },
     /// One prompt of several cannot be used.
     #[error("prompt {number}")]
     Prompt {

@@ -11,6 +11,7 @@ use forestream_text::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::Error;
 use crate::vocabulary::tokenizer_of;
 
 /// A description of a model file.
@@ -130,7 +131,12 @@ pub fn inspect(path: &Path, ctx_size: Option<usize>) -> Result<Inspection, Model
     };
     match Checkpoint::from_contents(contents) {
         Ok(checkpoint) => {
-            inspection.model = Some(ModelCosts::of(&checkpoint, ctx_size)?);
+            let costs = ModelCosts::of(&checkpoint, ctx_size)?;
+            let (asked, trained) = (costs.ctx_size, costs.max_position_embeddings);
+            if asked > trained {
+                inspection.problems.push(Error::ContextTooLong { asked, trained }.to_string());
+            }
+            inspection.model = Some(costs);
             match tokenizer_of(checkpoint.contents()) {
                 Ok(tokenizer) => inspection.tokenizer = Some(TokenizerFacts::of(&tokenizer)),
                 Err(error) => inspection.problems.push(error.to_string()),
@@ -170,7 +176,8 @@ fn group(contents: &Contents) -> Vec<FormatGroup> {
 impl ModelCosts {
     fn of(checkpoint: &Checkpoint, ctx_size: Option<usize>) -> Result<Self, ModelError> {
         let config = checkpoint.config();
-        let all_bytes: u64 = checkpoint.contents().tensors().iter().map(|tensor| tensor.num_bytes() as u64).sum();
+        let all_bytes: u64 =
+            checkpoint.contents().tensors().iter().map(|tensor| tensor.num_packed_bytes() as u64).sum();
         let cache_bytes_per_position = cache_shape(config).bytes_per_position() as u64;
         let ctx_size = ctx_size.unwrap_or(config.max_position_embeddings);
         Ok(Self {
@@ -184,7 +191,7 @@ impl ModelCosts {
             bytes_per_token: all_bytes - unread_bytes(checkpoint)?,
             cache_bytes_per_position,
             ctx_size,
-            memory_bytes: all_bytes + cache_bytes_per_position * ctx_size as u64,
+            memory_bytes: all_bytes.saturating_add(cache_bytes_per_position.saturating_mul(ctx_size as u64)),
         })
     }
 }
@@ -195,7 +202,7 @@ fn unread_bytes(checkpoint: &Checkpoint) -> Result<u64, ModelError> {
         return Ok(0);
     }
     let embeddings = checkpoint.weight("model.embed_tokens.weight")?;
-    let bytes = embeddings.bytes.len() as u64;
+    let bytes = embeddings.num_packed_bytes() as u64;
     Ok(bytes - bytes / embeddings.rows.max(1) as u64)
 }
 

@@ -53,7 +53,7 @@ pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 pub use forestream_burn::{DEVICES, NamedDevice};
 pub use forestream_decode::strategies::{Requires, StreamPass, StreamingOptions, TreeShape, find as strategy};
-pub use forestream_decode::{STRATEGIES, SamplingSettings};
+pub use forestream_decode::{FinishReason, STRATEGIES, SamplingSettings};
 pub use forestream_model::Pruning;
 pub use forestream_model::{Format, Isa, TokenId};
 pub use forestream_text::{ChatTemplate, Message};

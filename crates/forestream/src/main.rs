@@ -1,6 +1,6 @@
 //! The forestream binary: reads the command line, runs one command, prints one error.
 //!
-//! Exit codes: 0 for success, 1 for a failure, 2 for a command line that cannot be understood.
+//! Exit codes: 0 for success, 1 for a failure, 2 for a command line that cannot be understood, 130 for a second Ctrl-C.
 
 mod args;
 mod commands;

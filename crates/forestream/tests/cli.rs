@@ -199,6 +199,7 @@ fn prompts_that_cannot_be_used_are_clear_errors() {
         (&["-c", "32", "-p", &long], b"", "--ctx-size"),
         (&["-c", "100000", "-p", "hi"], b"", "lower --ctx-size"),
         (&[], b"abc\xff", "byte 3 is 0xff"),
+        (&[], b"", "standard input is empty"),
         (&["-f", "absent.txt"], b"", "absent.txt"),
         (&["-p", "x", "--chat-template", "{{ raise_exception('no systems here') }}"], b"", "no systems here"),
         (&["-p", "x", "--chat-template", "{% if"], b"", "template"),
@@ -316,6 +317,9 @@ fn a_message_that_is_too_long_does_not_end_the_conversation() {
     run.assert_success();
     assert!(run.stderr.contains("--ctx-size") && run.stderr.contains("taken back"), "{}", run.stderr);
     assert!(run.stderr.contains("answer 4 tokens"), "{}", run.stderr);
+    assert!(run.stderr.contains("--max-tokens is 4"), "{}", run.stderr);
+    let full = sandbox.run_with_input(&["chat", "-m", &model, "-c", "64", "--ignore-eos"], b"hi\n");
+    assert!(full.assert_success().stderr.contains("the context of 64 tokens is full"), "{}", full.stderr);
 }
 
 #[test]
@@ -334,6 +338,14 @@ fn bench_measures_what_it_is_asked_for() {
     for (format, lines) in [("md", 6), ("csv", 5), ("jsonl", 4)] {
         let run = sandbox.run(&[&arguments[..], &["-o", format]].concat());
         assert_eq!(run.assert_success().stdout.lines().count(), lines, "{format}");
+    }
+    let huge = usize::MAX.to_string();
+    for (more, expected) in [
+        (&["-d", "8", "-p", "600", "-c", "512"][..], "pp600 needs 600"),
+        (&["-d", "8", "-n", "60", "-p", "0", "-c", "64"], "tg60 needs 68"),
+        (&["-d", &huge, "-c", "512"], "and there are 512"),
+    ] {
+        sandbox.run(&[&["bench", "-m", &model, "-b", "1"], more].concat()).assert_error(1, &[expected]);
     }
 }
 
@@ -396,6 +408,8 @@ fn inspect_describes_what_runs_and_what_does_not() {
     assert_eq!(cache, 2 * 2 * 32 * 2 * 2, "layers x heads x width x keys and values x bytes");
     let weights = json["formats"].as_array().unwrap().iter().filter_map(|group| group["bytes"].as_u64()).sum::<u64>();
     assert_eq!(json["model"]["memory_bytes"], weights + 100 * cache);
+    let far = sandbox.run(&["inspect", &tiny_model("tiny-qwen3"), "-c", &u64::MAX.to_string()]);
+    assert!(far.assert_success().stdout.contains("lower --ctx-size"), "{}", far.stdout);
     let text = sandbox.run(&["inspect", &tiny_model("tiny-mistral"), "--tensors"]);
     for part in ["lm_head.weight", "Mistral", "This build can run it"] {
         assert!(text.assert_success().stdout.contains(part), "{part} is not in {}", text.stdout);
@@ -424,7 +438,7 @@ fn an_adapter_gives_streams_and_a_wrong_one_is_refused() {
     let report = generate(&model, &["--adapter", adapter]).json();
     assert_eq!(report["speculative"]["strategy"], "ngram,streaming");
     assert_eq!(report["token_ids"], plain["token_ids"]);
-    let arms = ["none", "streaming", "streaming+ngram"].join(",");
+    let arms = ["none", "streaming", "streaming+ngram", "auto"].join(",");
     let data = sandbox.file("data.jsonl", "{\"prompt\": \"one two\"}\n");
     let compare = [
         "compare",
@@ -442,7 +456,7 @@ fn an_adapter_gives_streams_and_a_wrong_one_is_refused() {
         &arms,
     ];
     let comparison = sandbox.run(&compare).json();
-    for (arm, has_streams) in comparison["arms"].as_array().unwrap().iter().zip([false, true, true]) {
+    for (arm, has_streams) in comparison["arms"].as_array().unwrap().iter().zip([false, true, true, true]) {
         assert_eq!(arm["identical"], true, "{arm}");
         assert_eq!(arm["extra_parameters"].as_u64().unwrap() > 0, has_streams, "{arm}");
     }

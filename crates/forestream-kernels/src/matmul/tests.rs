@@ -164,6 +164,19 @@ fn a_row_does_not_depend_on_its_neighbours_the_threads_or_the_other_parts() {
 }
 
 #[test]
+fn packed_sizes_are_known_before_packing() {
+    let pool = ThreadPool::new(1);
+    for format in [Format::F32, Format::Q4_1, Format::Q8_0, Format::Q2_K, Format::Q3_K, Format::Q6_K] {
+        let (rows, cols) = (37, 512);
+        let bytes = weights(format, rows, cols, 5);
+        let matrix = PackedMatrix::pack(&pool, &WeightMemory::new(), format, [rows, cols], &bytes, RowOrder::Same);
+        assert_eq!(matrix.unwrap().num_bytes(), PackedMatrix::packed_bytes(format, [rows, cols]), "{format}");
+    }
+    let bits = PackedMatrix::packed_bytes(Format::Q2_K, [16, 256]) as f64 * 8.0 / (16.0 * 256.0);
+    assert!(bits > 5.0, "2-bit weights take {bits} bits");
+}
+
+#[test]
 fn a_product_on_one_thread_is_added_to_what_is_there() {
     let pool = ThreadPool::new(2);
     for (format, rows) in [(Format::F32, 37), (Format::F16, 16)] {

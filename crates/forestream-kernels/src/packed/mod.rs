@@ -75,6 +75,11 @@ impl PackedMatrix {
         self.format
     }
 
+    /// Bytes of a matrix of `rows` times `cols` weights once it is packed.
+    pub fn packed_bytes(format: Format, [rows, cols]: [usize; 2]) -> usize {
+        rows.div_ceil(TILE_ROWS) * tile_bytes(format, cols)
+    }
+
     /// Bytes that every pass over the matrix reads.
     pub fn num_bytes(&self) -> usize {
         self.region.bytes().len()

@@ -18,12 +18,16 @@ pub struct GenerationDefaults {
     pub bos_token_id: Option<TokenId>,
     /// Tokens that end a text or a turn.
     pub eos_token_ids: Vec<TokenId>,
-    /// Sampling temperature.
+    /// Sampling temperature; 0 where the authors do not want answers drawn.
     pub temperature: Option<f64>,
     /// Number of most likely tokens to sample from.
     pub top_k: Option<u64>,
     /// Probability mass to sample from.
     pub top_p: Option<f64>,
+    /// Least probability, relative to the most probable token, to sample from.
+    pub min_p: Option<f64>,
+    /// Penalty of every token of prompt and answer; 1 is none.
+    pub repetition_penalty: Option<f64>,
 }
 
 pub(super) fn of_gguf(metadata: &GgufMetadata) -> Result<GenerationDefaults, ModelError> {
@@ -41,6 +45,8 @@ pub(super) fn of_gguf(metadata: &GgufMetadata) -> Result<GenerationDefaults, Mod
         temperature: metadata.number("general.sampling.temp")?,
         top_k: metadata.integer("general.sampling.top_k")?,
         top_p: metadata.number("general.sampling.top_p")?,
+        min_p: metadata.number("general.sampling.min_p")?,
+        repetition_penalty: metadata.number("general.sampling.penalty_repeat")?,
     })
 }
 
@@ -65,9 +71,12 @@ pub(super) fn of_hugging_face(
         let first = |ids: Vec<TokenId>| ids.first().copied();
         defaults.bos_token_id = token_ids(json, "bos_token_id")?.and_then(first).or(defaults.bos_token_id);
         defaults.eos_token_ids = token_ids(json, "eos_token_id")?.unwrap_or(defaults.eos_token_ids);
-        defaults.temperature = json.number("temperature")?.or(defaults.temperature);
+        let greedy = (json.flag("do_sample")? == Some(false)).then_some(0.0);
+        defaults.temperature = greedy.or(json.number("temperature")?).or(defaults.temperature);
         defaults.top_k = json.integer("top_k")?.or(defaults.top_k);
         defaults.top_p = json.number("top_p")?.or(defaults.top_p);
+        defaults.min_p = json.number("min_p")?.or(defaults.min_p);
+        defaults.repetition_penalty = json.number("repetition_penalty")?.or(defaults.repetition_penalty);
     }
     Ok(defaults)
 }

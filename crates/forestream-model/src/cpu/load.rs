@@ -9,6 +9,7 @@ use super::layer::Layer;
 use super::low_rank::LayerChanges;
 use super::pass::Workspace;
 use super::{CpuModel, LoadOptions};
+use crate::streams::Projection;
 use crate::{Checkpoint, ModelError, Weight};
 
 impl CpuModel {
@@ -23,7 +24,8 @@ impl CpuModel {
         // The largest matrices come first: while one is packed, its pages of the file are in memory too.
         let lm_head = (!config.tie_word_embeddings).then(|| loader.vocabulary_matrix("lm_head.weight")).transpose()?;
         let embed_tokens = loader.vocabulary_matrix("model.embed_tokens.weight")?;
-        let layers = (0..config.num_hidden_layers).map(|index| loader.layer(index)).collect::<Result<_, _>>()?;
+        let layer = |index| loader.layer(index, &|projection| loader.projection(index, projection));
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?;
         let norm = loader.vector("model.norm.weight", config.hidden_size)?;
         let frequencies = config.rope.frequencies(config.head_dim);
         let workspace = Mutex::new(Workspace::new(options.num_threads.max(1)));
@@ -61,41 +63,48 @@ impl<'a> Loader<'a> {
         self.matrix(name, config.vocab_size, config.hidden_size, RowOrder::Same)
     }
 
-    /// Decoder layer `index`.
-    pub(super) fn layer(&self, index: usize) -> Result<Layer, ModelError> {
+    /// Decoder layer `index`, of the projections that `projection` makes.
+    pub(super) fn layer(
+        &self,
+        index: usize,
+        projection: &dyn Fn(Projection) -> Result<PackedMatrix, ModelError>,
+    ) -> Result<Layer, ModelError> {
+        use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
         let config = self.checkpoint.config();
-        let name = |suffix: &str| format!("model.layers.{index}.{suffix}");
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let q_len = config.num_attention_heads * config.head_dim;
-        let kv_len = config.num_key_value_heads * config.head_dim;
-        let rotary = self.checkpoint.rotary_order();
-        let projection =
-            |which: &str, rows, cols, order| self.matrix(&name(&format!("{which}.weight")), rows, cols, order);
+        let norm = |which: &str| self.vector(&format!("model.layers.{index}.{which}.weight"), config.hidden_size);
         Ok(Layer {
-            input_layernorm: self.vector(&name("input_layernorm.weight"), hidden)?,
-            qkv_proj: [
-                projection("self_attn.q_proj", q_len, hidden, rotary)?,
-                projection("self_attn.k_proj", kv_len, hidden, rotary)?,
-                projection("self_attn.v_proj", kv_len, hidden, RowOrder::Same)?,
-            ],
-            qkv_bias: if config.has_qkv_bias { Some(self.biases(index, q_len, kv_len)?) } else { None },
+            input_layernorm: norm("input_layernorm")?,
+            qkv_proj: [projection(QProj)?, projection(KProj)?, projection(VProj)?],
+            qkv_bias: if config.has_qkv_bias { Some(self.biases(index)?) } else { None },
             qk_norm: if config.has_qk_norm { Some(self.head_norms(index)?) } else { None },
-            o_proj: [projection("self_attn.o_proj", hidden, q_len, RowOrder::Same)?],
-            post_attention_layernorm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate_up_proj: [
-                projection("mlp.gate_proj", inner, hidden, RowOrder::Same)?,
-                projection("mlp.up_proj", inner, hidden, RowOrder::Same)?,
-            ],
-            down_proj: [projection("mlp.down_proj", hidden, inner, RowOrder::Same)?],
+            o_proj: [projection(OProj)?],
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            gate_up_proj: [projection(GateProj)?, projection(UpProj)?],
+            down_proj: [projection(DownProj)?],
             changes: LayerChanges::default(),
         })
     }
 
-    fn biases(&self, index: usize, q_len: usize, kv_len: usize) -> Result<Vec<f32>, ModelError> {
-        let mut biases = Vec::with_capacity(q_len + 2 * kv_len);
-        let rotary = self.checkpoint.rotary_order();
-        for (which, len, order) in [("q", q_len, rotary), ("k", kv_len, rotary), ("v", kv_len, RowOrder::Same)] {
-            let bias = self.vector(&format!("model.layers.{index}.self_attn.{which}_proj.bias"), len)?;
+    /// A projection of layer `index` as the checkpoint has it.
+    pub(super) fn projection(&self, index: usize, projection: Projection) -> Result<PackedMatrix, ModelError> {
+        let [rows, cols] = projection.shape(self.checkpoint.config());
+        let name = format!("model.layers.{index}.{}.weight", projection.path());
+        self.matrix(&name, rows, cols, self.order(projection))
+    }
+
+    /// The order in which the engine has the outputs of a projection.
+    fn order(&self, projection: Projection) -> RowOrder {
+        match projection {
+            Projection::QProj | Projection::KProj => self.checkpoint.rotary_order(),
+            _ => RowOrder::Same,
+        }
+    }
+
+    fn biases(&self, index: usize) -> Result<Vec<f32>, ModelError> {
+        let mut biases = Vec::new();
+        for projection in [Projection::QProj, Projection::KProj, Projection::VProj] {
+            let ([len, _], order) = (projection.shape(self.checkpoint.config()), self.order(projection));
+            let bias = self.vector(&format!("model.layers.{index}.{}.bias", projection.path()), len)?;
             biases.extend((0..len).map(|row| bias[order.source(row)]));
         }
         Ok(biases)

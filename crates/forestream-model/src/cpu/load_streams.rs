@@ -40,7 +40,8 @@ impl CpuModel {
         let loader = Loader::new(checkpoint, &self.pool);
         let merger = Merger { adapter: &adapter, loader: &loader };
         let num_layers = self.config.num_hidden_layers;
-        let layers = (first..num_layers).map(|index| merger.stream_layer(index)).collect::<Result<_, _>>()?;
+        let layers = (first..num_layers).map(|index| merger.stream_layer(index, &self.layers[index]));
+        let layers = layers.collect::<Result<_, _>>()?;
         if let Some(main) = &adapter.config.main_lora {
             for index in num_layers - main.num_layers..num_layers {
                 self.layers[index].changes = merger.main_changes(index, &self.layers[index], &main.lora)?;
@@ -133,37 +134,41 @@ impl Merger<'_> {
         Ok(Some(LowRank::new(a, all_b)))
     }
 
-    /// Layer `index` as stream rows use it: their own changes come on top of the task's, on the features that they keep.
-    fn stream_layer(&self, index: usize) -> Result<Layer, ModelError> {
-        let mut layer = self.loader.layer(index)?;
-        let (config, base) = (&self.adapter.config, self.loader.checkpoint.config());
-        let main = config.main_lora.as_ref().filter(|main| index >= base.num_hidden_layers - main.num_layers);
+    /// Layer `index` as stream rows use it; `base` is what main rows use.
+    fn stream_layer(&self, index: usize, base: &Layer) -> Result<Layer, ModelError> {
+        self.loader.layer(index, &|projection| self.stream_projection(index, projection, matrix_of(base, projection)))
+    }
+
+    /// A projection as stream rows use it: their own changes come on top of the task's, on the features that they keep.
+    fn stream_projection(
+        &self,
+        index: usize,
+        projection: Projection,
+        base: &PackedMatrix,
+    ) -> Result<PackedMatrix, ModelError> {
+        let (config, decoder) = (&self.adapter.config, self.loader.checkpoint.config());
+        let main = config.main_lora.as_ref().filter(|main| index >= decoder.num_hidden_layers - main.num_layers);
         let main = main.map(|main| ("main.layers", &main.lora));
         let own = config.lora.as_ref().map(|lora| ("layers", lora));
-        let features = self.adapter.inner_features.get(index - config.first_msa_layer(base));
-        for projection in Projection::ALL {
-            let path = format!("{index}.{}", projection.path());
-            let changes = [main, own].map(|change| self.change(change?, &path, projection));
-            let kept = features.and_then(|features| Kept::of(projection, features));
-            if changes.iter().all(Option::is_none) && kept.is_none() {
-                continue;
-            }
-            let (matrix, pool) = (matrix_of(&mut layer, projection), self.loader.pool);
-            let [main, own] = &changes;
-            let mut weight = Dense::of(matrix, pool);
-            if let Some(main) = main {
-                weight.add(main, pool);
-            }
-            if let Some(kept) = kept {
-                weight = weight.keep(kept);
-            }
-            if let Some(own) = own {
-                weight.add(own, pool);
-            }
-            *matrix =
-                self.pack(&format!("layers.{path}"), weight.shape, &weight.values, merged_format(matrix.format()))?;
+        let path = format!("{index}.{}", projection.path());
+        let changes = [main, own].map(|change| self.change(change?, &path, projection));
+        let features = self.adapter.inner_features.get(index - config.first_msa_layer(decoder));
+        let kept = features.and_then(|features| Kept::of(projection, features));
+        if changes.iter().all(Option::is_none) && kept.is_none() {
+            return self.loader.projection(index, projection);
         }
-        Ok(layer)
+        let ([main, own], pool) = (&changes, self.loader.pool);
+        let mut weight = Dense::of(base, pool);
+        if let Some(main) = main {
+            weight.add(main, pool);
+        }
+        if let Some(kept) = kept {
+            weight = weight.keep(kept);
+        }
+        if let Some(own) = own {
+            weight.add(own, pool);
+        }
+        self.pack(&format!("layers.{path}"), weight.shape, &weight.values, merged_format(base.format()))
     }
 
     /// What a set of changes changes of a projection, if anything.
@@ -213,17 +218,30 @@ impl Merger<'_> {
     /// The rows of the model's head for `tokens`, stored as small as the layers: guesses bear it.
     fn draft_head(&self, tokens: &[TokenId], head: &PackedMatrix, like: Format) -> Result<PackedMatrix, ModelError> {
         let cols = head.cols();
-        let mut rows = vec![0.0; tokens.len() * cols];
-        self.loader.pool.for_each_row(&mut rows, cols, &|index, to| head.row(tokens[index] as usize, to));
-        self.pack("draft head", [tokens.len(), cols], &rows, merged_format(like))
+        let rows = tokens.iter().map(|&token| {
+            let mut row = vec![0.0; cols];
+            head.row(token as usize, &mut row);
+            row
+        });
+        self.pack_rows("draft head", [tokens.len(), cols], rows, merged_format(like))
     }
 
     /// Packs `values` in `format`, or as they are where rows are not whole blocks of it.
     fn pack(&self, name: &str, shape: [usize; 2], values: &[f32], format: Format) -> Result<PackedMatrix, ModelError> {
+        self.pack_rows(name, shape, values.chunks_exact(shape[1]), format)
+    }
+
+    fn pack_rows(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        rows: impl Iterator<Item = impl AsRef<[f32]>>,
+        format: Format,
+    ) -> Result<PackedMatrix, ModelError> {
         let format = if shape[1].is_multiple_of(format.block_len()) { format } else { Format::F32 };
-        let mut bytes = Vec::new();
-        for row in values.chunks_exact(shape[1]) {
-            format.quantize_row(row, &mut bytes).map_err(|error| {
+        let mut bytes = Vec::with_capacity(shape[0] * format.row_bytes(shape[1]).unwrap_or_default());
+        for row in rows {
+            format.quantize_row(row.as_ref(), &mut bytes).map_err(|error| {
                 let problem = format!("the adapter's change of `{name}` cannot be stored: {error}");
                 ModelError::unsupported(self.loader.checkpoint.path(), problem)
             })?;
@@ -302,14 +320,14 @@ impl Dense {
     }
 }
 
-fn matrix_of(layer: &mut Layer, projection: Projection) -> &mut PackedMatrix {
+fn matrix_of(layer: &Layer, projection: Projection) -> &PackedMatrix {
     match projection {
-        Projection::QProj => &mut layer.qkv_proj[0],
-        Projection::KProj => &mut layer.qkv_proj[1],
-        Projection::VProj => &mut layer.qkv_proj[2],
-        Projection::OProj => &mut layer.o_proj[0],
-        Projection::GateProj => &mut layer.gate_up_proj[0],
-        Projection::UpProj => &mut layer.gate_up_proj[1],
-        Projection::DownProj => &mut layer.down_proj[0],
+        Projection::QProj => &layer.qkv_proj[0],
+        Projection::KProj => &layer.qkv_proj[1],
+        Projection::VProj => &layer.qkv_proj[2],
+        Projection::OProj => &layer.o_proj[0],
+        Projection::GateProj => &layer.gate_up_proj[0],
+        Projection::UpProj => &layer.gate_up_proj[1],
+        Projection::DownProj => &layer.down_proj[0],
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use forestream_kernels::RowOrder;
+use forestream_kernels::{PackedMatrix, RowOrder};
 use forestream_kernels::formats::Format;
 
 use super::contents::{Contents, TensorInfo};
@@ -182,6 +182,11 @@ pub struct Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
+    /// Bytes in memory once it is packed as a matrix.
+    pub fn num_packed_bytes(&self) -> usize {
+        PackedMatrix::packed_bytes(self.format, [self.rows, self.cols])
+    }
+
     fn of(contents: &'a Contents, tensor: &TensorInfo, name: String) -> Result<Self, ModelError> {
         let (rows, cols) = tensor.rows_and_cols();
         let bytes = Cow::Borrowed(contents.bytes_of(tensor));

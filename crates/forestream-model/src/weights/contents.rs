@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use forestream_kernels::PackedMatrix;
 use forestream_kernels::formats::Format;
 
 use super::gguf::{self, GgufMetadata};
@@ -38,6 +39,14 @@ impl TensorInfo {
     /// Bytes in the file.
     pub fn num_bytes(&self) -> usize {
         self.range.len()
+    }
+
+    /// Bytes in memory once it is packed: some formats take more bits there than in the file.
+    pub fn num_packed_bytes(&self) -> usize {
+        match (self.storage, self.rows_and_cols()) {
+            (Storage::Readable(format), (rows, cols)) if rows > 1 => PackedMatrix::packed_bytes(format, [rows, cols]),
+            _ => self.num_bytes(),
+        }
     }
 
     /// Rows and columns; a vector is one row, and leading sizes of a larger tensor count as rows.

@@ -263,12 +263,18 @@ fn generation_config_counts_before_config() {
     let defaults = Checkpoint::open(directory.path()).unwrap().generation_defaults().clone();
     assert_eq!((defaults.eos_token_ids, defaults.temperature), (vec![2], None));
 
-    let generation =
-        json!({ "eos_token_id": [4, 5], "bos_token_id": 1, "temperature": 0.7, "top_k": 20, "top_p": 0.8 });
-    std::fs::write(directory.path().join("generation_config.json"), generation.to_string()).unwrap();
-    let defaults = Checkpoint::open(directory.path()).unwrap().generation_defaults().clone();
+    let with = |generation: Value| {
+        std::fs::write(directory.path().join("generation_config.json"), generation.to_string()).unwrap();
+        Checkpoint::open(directory.path()).unwrap().generation_defaults().clone()
+    };
+    let defaults =
+        with(json!({ "eos_token_id": [4, 5], "bos_token_id": 1, "temperature": 0.7, "top_k": 20, "top_p": 0.8 }));
     assert_eq!((defaults.bos_token_id, defaults.eos_token_ids), (Some(1), vec![4, 5]));
     assert_eq!((defaults.temperature, defaults.top_k, defaults.top_p), (Some(0.7), Some(20), Some(0.8)));
+    assert_eq!((defaults.min_p, defaults.repetition_penalty), (None, None));
+
+    let defaults = with(json!({ "do_sample": false, "temperature": 0.7, "min_p": 0.1, "repetition_penalty": 1.1 }));
+    assert_eq!((defaults.temperature, defaults.min_p, defaults.repetition_penalty), (Some(0.0), Some(0.1), Some(1.1)));
 }
 
 #[test]

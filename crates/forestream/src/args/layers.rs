@@ -1,145 +1,277 @@
 //! Puts variables and the configuration file under the flags.
 //!
-//! clap prefers a typed flag to the variable of its argument, and that to its default value. So each argument gets the
-//! variable `FORESTREAM_<FLAG>`, and values of the configuration file become default values. Both are then checked by the
-//! same parsers as flags, and no flag can be forgotten.
+//! A value of a weaker layer becomes a flag that stands beside the typed ones, unless a stronger layer has that flag or one that
+//! excludes it. So clap checks all of them alike, and no flag can be forgotten.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
-use clap::builder::Resettable;
-use clap::{ArgAction, Command};
-use forestream::places;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::config::Config;
 use super::values::switch;
 
-/// Arguments without a variable: they are what a command is about, or belong to clap.
-const WITHOUT_VARIABLE: &[&str] = &["help", "version", "list", "tensors", "shell", "path", "name", "output_file"];
+/// Flags without variable and key: they are what a single call is about, or belong to clap.
+const WITHOUT_LAYERS: &[&str] =
+    &["help", "version", "config", "list", "tensors", "shell", "path", "name", "output_file"];
 
-/// A configuration file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    /// It cannot be read.
-    #[error("cannot read the configuration file {path}: {cause}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// It is not TOML.
-    #[error("{path} is not valid TOML: {problem}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        problem: String,
-    },
-    /// A key that no command has.
-    #[error("{path}: unknown key {key:?}; keys are the long names of flags, alone or in a table such as [generate]")]
-    UnknownKey {
-        /// The file.
-        path: PathBuf,
-        /// The key, with its table.
-        key: String,
-    },
-    /// A value that a flag cannot have.
-    #[error("{path}: {key} must be text, a number, true or false, or a list of these")]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// The key.
-        key: String,
-    },
+/// What a switch takes, as help shows it.
+const SWITCH_VALUES: &str = "true|false";
+
+/// Whether a flag has a variable and a key.
+pub(super) fn has_layers(id: &str) -> bool {
+    !WITHOUT_LAYERS.contains(&id)
 }
 
-/// Gives every argument of every command its variable.
-pub(super) fn with_variables(command: Command) -> Command {
+/// What is there besides the command line.
+pub(super) struct Surroundings<'a> {
+    /// The value of a variable.
+    pub(super) variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The user's own configuration file, if there is one.
+    pub(super) config_file: Option<PathBuf>,
+}
+
+impl Surroundings<'_> {
+    /// The name of a flag's variable and its value; an empty one counts as unset.
+    fn variable(&self, id: &str) -> Option<(OsString, String)> {
+        let name = format!("FORESTREAM_{}", id.to_ascii_uppercase());
+        (self.variable)(&name).filter(|value| !value.is_empty()).map(|value| (value, name))
+    }
+
+    /// The configuration file that the command line, the variable or the user's directory names.
+    fn config_path(&self, typed: &ArgMatches) -> Option<PathBuf> {
+        let typed = typed.subcommand().map_or(typed, |(_, typed)| typed); // values go down to it, never up
+        let typed = typed.try_get_one::<PathBuf>("config").ok().flatten().cloned();
+        let named = typed.or_else(|| self.variable("config").map(|(path, _)| PathBuf::from(path)));
+        named.or_else(|| self.config_file.clone())
+    }
+}
+
+/// Where a value comes from, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Layer {
+    FileForAll,
+    FileForCommand,
+    Variable,
+    Typed,
+}
+
+/// The values of a flag that was not typed.
+struct Weak<'a> {
+    argument: &'a Arg,
+    layer: Layer,
+    values: Vec<OsString>,
+    /// How messages name the place that they come from.
+    place: String,
+}
+
+/// Lets switches take `=true` or `=false`, so that a stronger layer can turn them off.
+pub(super) fn with_switches(command: Command) -> Command {
     let command = command.mut_args(|argument| {
-        let id = argument.get_id().as_str();
-        if WITHOUT_VARIABLE.contains(&id) {
+        if !matches!(argument.get_action(), ArgAction::SetTrue) {
             return argument;
         }
-        let variable = format!("FORESTREAM_{}", id.to_ascii_uppercase());
-        let argument = argument.env(variable).hide_env(true);
-        if matches!(argument.get_action(), ArgAction::SetTrue) { argument.value_parser(switch) } else { argument }
+        let argument = argument.action(ArgAction::Set).num_args(0..=1).require_equals(true).value_parser(switch);
+        let argument = argument.default_value("false").hide_default_value(true);
+        argument.default_missing_value("true").value_name(SWITCH_VALUES)
     });
-    command.mut_subcommands(with_variables)
+    command.mut_subcommands(with_switches)
 }
 
-/// The configuration file that the command line, the variable or the user's directory names.
-pub(super) fn config_path(arguments: &[OsString]) -> Option<PathBuf> {
-    let typed = arguments.iter().enumerate().find_map(|(index, argument)| {
-        let argument = argument.to_str()?;
-        match argument.strip_prefix("--config=") {
-            Some(path) => Some(PathBuf::from(path)),
-            None if argument == "--config" => arguments.get(index + 1).map(PathBuf::from),
-            None => None,
-        }
-    });
-    let named = typed.or_else(|| places::variable("FORESTREAM_CONFIG").map(PathBuf::from));
-    named.or_else(|| places::config_file().filter(|path| path.exists()))
-}
+/// The typed arguments with the values of weaker layers beside them.
+pub(super) fn with_weaker_layers(
+    definition: &Command,
+    arguments: Vec<OsString>,
+    around: &Surroundings<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<OsString>, clap::Error> {
+    let mut lenient = definition.clone().ignore_errors(true);
+    let Ok(typed) = lenient.try_get_matches_from_mut(&arguments) else {
+        return Ok(arguments); // help or the version is asked for
+    };
+    let config = around.config_path(&typed).map(|path| Config::read(&path, definition)).transpose();
+    let config = config.map_err(|error| definition.clone().error(ErrorKind::InvalidValue, error))?;
+    let Some((name, typed)) = typed.subcommand() else { return Ok(arguments) };
+    let Some(command) = lenient.find_subcommand(name) else { return Ok(arguments) };
 
-/// Makes the values of a configuration file the default values of the flags with the same names.
-pub(super) fn with_config(mut command: Command, path: &Path) -> Result<Command, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
-    let table: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), problem: error.to_string() })?;
-    let unknown = |key: String| ConfigError::UnknownKey { path: path.to_owned(), key };
-    let names: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    // Values for all commands first, so that a command's own table is stronger.
-    let (tables, values): (Vec<_>, Vec<_>) = table.iter().partition(|(_, value)| value.is_table());
-    for (key, value) in values {
-        let mut is_known = false;
-        for name in &names {
-            let defaults = default_values(key, value, path)?;
-            is_known |= set_default(&mut command, name, key, defaults);
-        }
-        if !is_known {
-            return Err(unknown(key.clone()));
+    let mut found = Vec::new();
+    for argument in command.get_arguments().filter(|argument| has_layers(argument.get_id().as_str())) {
+        if !is_typed(typed, argument) {
+            let candidates = candidates(argument, name, around, config.as_ref());
+            let strongest = strongest(definition, name, candidates, warnings)?;
+            found.extend(strongest.filter(|weak| !weak.is_off())); // as without it, and so it excludes nothing
         }
     }
-    for (name, table) in tables {
-        let table = table.as_table().filter(|_| names.contains(name)).ok_or_else(|| unknown(name.clone()))?;
-        for (key, value) in table {
-            let defaults = default_values(key, value, path)?;
-            if !set_default(&mut command, name, key, defaults) {
-                return Err(unknown(format!("{name}.{key}")));
+    let found = without_excluded(definition, command, typed, found)?;
+    let position = position_of(name, &arguments) + 1;
+    let with = |weak: &mut dyn Iterator<Item = &Weak<'_>>| {
+        let flags = weak.flat_map(|weak| flags(weak.argument, &weak.values));
+        arguments[..position].iter().cloned().chain(flags).chain(arguments[position..].iter().cloned()).collect()
+    };
+    let all: Vec<OsString> = with(&mut found.iter());
+    if !lacks_a_flag(definition, &all) {
+        return Ok(all);
+    }
+    // A value for all commands may need a flag that only other commands are called with.
+    for weak in found.iter().filter(|weak| weak.is_for_all()) {
+        let fewer = with(&mut found.iter().filter(|other| other.argument != weak.argument));
+        if !lacks_a_flag(definition, &fewer) {
+            warnings.push(weak.left_out(name));
+            return Ok(fewer);
+        }
+    }
+    Ok(all)
+}
+
+fn lacks_a_flag(definition: &Command, arguments: &[OsString]) -> bool {
+    let result = definition.clone().try_get_matches_from(arguments);
+    result.is_err_and(|error| error.kind() == ErrorKind::MissingRequiredArgument)
+}
+
+fn is_typed(typed: &ArgMatches, argument: &Arg) -> bool {
+    typed.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine)
+}
+
+/// Where the name of the command stands.
+fn position_of(name: &str, arguments: &[OsString]) -> usize {
+    let is_path = |index: usize| arguments[index - 1] == "--config";
+    (1..arguments.len()).find(|&index| arguments[index] == name && !is_path(index)).unwrap_or(arguments.len() - 1)
+}
+
+/// What weaker layers say of a flag, strongest first.
+fn candidates<'a>(
+    argument: &'a Arg,
+    command: &str,
+    around: &Surroundings<'_>,
+    config: Option<&Config>,
+) -> Vec<Weak<'a>> {
+    let id = argument.get_id().as_str();
+    let in_file = |command| config.and_then(|config| config.get(command, id));
+    let variable = around.variable(id).map(|(value, name)| (vec![value], name));
+    let layers = [
+        (Layer::Variable, variable),
+        (Layer::FileForCommand, in_file(Some(command))),
+        (Layer::FileForAll, in_file(None)),
+    ];
+    let weak =
+        |(layer, found): (Layer, Option<_>)| found.map(|(values, place)| Weak { argument, layer, values, place });
+    layers.into_iter().filter_map(weak).collect()
+}
+
+/// The first candidate that the command takes. A value for all commands may be meant for others, if one of them takes it; any
+/// other that is refused is an error.
+fn strongest<'a>(
+    definition: &Command,
+    command: &str,
+    candidates: Vec<Weak<'a>>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Weak<'a>>, clap::Error> {
+    for weak in candidates {
+        let Err(mut error) = check(weak.argument, &weak.values) else { return Ok(Some(weak)) };
+        let is_for_others = weak.is_for_all()
+            && definition.get_subcommands().filter(|other| other.get_name() != command).any(|other| {
+                let mut arguments = other.get_arguments();
+                let same = arguments.find(|argument| argument.get_id() == weak.argument.get_id());
+                same.is_some_and(|argument| check(argument, &weak.values).is_ok())
+            });
+        if !is_for_others {
+            let shown = format!("{} ({})", weak.place, weak.argument);
+            if error.kind() == ErrorKind::ArgumentConflict {
+                let message = format!("{shown} takes one value, and not a list");
+                return Err(definition.clone().error(ErrorKind::InvalidValue, message));
             }
+            error.insert(ContextKind::InvalidArg, ContextValue::String(shown));
+            return Err(error);
+        }
+        warnings.push(weak.left_out(command));
+    }
+    Ok(None)
+}
+
+/// Whether a flag takes values, as clap sees it.
+fn check(argument: &Arg, values: &[OsString]) -> Result<(), clap::Error> {
+    let alone = Arg::new(argument.get_id().clone())
+        .long(argument.get_long().unwrap_or_default().to_owned())
+        .action(argument.get_action().clone())
+        .value_parser(argument.get_value_parser().clone())
+        .value_delimiter(argument.get_value_delimiter());
+    let command = Command::new("check").no_binary_name(true).arg(alone);
+    command.try_get_matches_from(flags(argument, values)).map(drop)
+}
+
+/// Values as they would be typed.
+fn flags(argument: &Arg, values: &[OsString]) -> Vec<OsString> {
+    let flag = |value: &OsString| {
+        let mut flag = OsString::from(format!("--{}=", argument.get_long().unwrap_or_default()));
+        flag.push(value);
+        flag
+    };
+    values.iter().map(flag).collect()
+}
+
+/// Leaves out what a stronger layer excludes.
+fn without_excluded<'a>(
+    definition: &Command,
+    command: &Command,
+    typed: &ArgMatches,
+    found: Vec<Weak<'a>>,
+) -> Result<Vec<Weak<'a>>, clap::Error> {
+    let mut present: Vec<(&Arg, Layer, &str)> = Vec::new();
+    for argument in command.get_arguments().filter(|argument| is_typed(typed, argument)) {
+        if !(is_switch(argument) && typed.get_one(argument.get_id().as_str()) == Some(&false)) {
+            present.push((argument, Layer::Typed, ""));
         }
     }
-    Ok(command)
-}
-
-/// Returns whether the command has that flag.
-fn set_default(command: &mut Command, subcommand: &str, key: &str, values: Vec<OsString>) -> bool {
-    let id = key.replace('-', "_");
-    let taken = std::mem::take(command);
-    let mut is_known = false;
-    *command = taken.mut_subcommand(subcommand, |subcommand| {
-        is_known = subcommand.get_arguments().any(|argument| argument.get_id() == id.as_str())
-            && !WITHOUT_VARIABLE.contains(&id.as_str());
-        if !is_known {
-            return subcommand;
+    present.extend(found.iter().map(|weak| (weak.argument, weak.layer, &*weak.place)));
+    let mut is_kept = Vec::new();
+    for weak in &found {
+        let excludes = |other: &&(&Arg, Layer, &str)| are_exclusive(command, weak.argument, other.0);
+        let strongest = present.iter().filter(excludes).max_by_key(|(_, layer, _)| *layer);
+        if let Some((other, layer, place)) = strongest
+            && *layer == weak.layer
+        {
+            let message = format!(
+                "{} ({}) and {place} ({other}) cannot be used together; take one of them out",
+                weak.place, weak.argument
+            );
+            return Err(definition.clone().error(ErrorKind::ArgumentConflict, message));
         }
-        subcommand.mut_arg(id, |argument| argument.default_value(Resettable::Reset).default_values(values))
-    });
-    is_known
+        is_kept.push(strongest.is_none_or(|(_, layer, _)| *layer < weak.layer));
+    }
+    Ok(found.into_iter().zip(is_kept).filter_map(|(weak, is_kept)| is_kept.then_some(weak)).collect())
 }
 
-fn default_values(key: &str, value: &toml::Value, path: &Path) -> Result<Vec<OsString>, ConfigError> {
-    let scalar = |value: &toml::Value| match value {
-        toml::Value::String(text) => Some(text.into()),
-        toml::Value::Integer(number) => Some(number.to_string().into()),
-        toml::Value::Float(number) => Some(number.to_string().into()),
-        toml::Value::Boolean(switch) => Some(switch.to_string().into()),
-        _ => None,
+impl Weak<'_> {
+    fn is_for_all(&self) -> bool {
+        matches!(self.layer, Layer::Variable | Layer::FileForAll)
+    }
+
+    fn left_out(&self, command: &str) -> String {
+        let values = self.values.join(OsStr::new(","));
+        format!("{command} cannot take {:?} from {}, and goes on without it", values.to_string_lossy(), self.place)
+    }
+
+    /// Whether it is a switch that is turned off.
+    fn is_off(&self) -> bool {
+        let is_off = |value: &OsString| value.to_str().is_some_and(|text| switch(text) == Ok(false));
+        is_switch(self.argument) && self.values.iter().all(is_off)
+    }
+}
+
+fn is_switch(argument: &Arg) -> bool {
+    argument.get_value_names().is_some_and(|names| names.iter().any(|name| name == SWITCH_VALUES))
+}
+
+/// Whether clap allows only one of two flags of a command.
+fn are_exclusive(command: &Command, one: &Arg, other: &Arg) -> bool {
+    let excludes = |one: &Arg, other: &Arg| {
+        command.get_arg_conflicts_with(one).iter().any(|argument| argument.get_id() == other.get_id())
     };
-    let values = match value {
-        toml::Value::Array(values) => values.iter().map(scalar).collect(),
-        value => scalar(value).map(|value| vec![value]),
-    };
-    values.ok_or_else(|| ConfigError::Value { path: path.to_owned(), key: key.to_owned() })
+    let share_group = command.get_groups().any(|group| {
+        let has = |argument: &Arg| group.get_args().any(|id| id == argument.get_id());
+        !group.clone().is_multiple() && has(one) && has(other)
+    });
+    one.get_id() != other.get_id() && (share_group || excludes(one, other) || excludes(other, one))
 }

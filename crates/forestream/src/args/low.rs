@@ -1,7 +1,7 @@
 //! What the user typed: every flag of every command, as it stands on the command line.
 //!
 //! Owns names, aliases, help texts and the range of each single value. Must not know files, models or the environment;
-//! variables and the configuration file are attached to these definitions in `layers`.
+//! variables and the configuration file are put under these definitions in `layers`.
 
 #![expect(clippy::doc_markdown, reason = "the comments are help texts, read on a terminal")]
 
@@ -20,8 +20,8 @@ use super::values::{
 
 /// Lossless speculative decoding for local language models.
 ///
-/// Every flag can also be given as a variable FORESTREAM_<FLAG> or in the configuration file; a flag beats a variable, and a
-/// variable beats the file.
+/// Flags can also be given as variables FORESTREAM_<FLAG> or in the configuration file; a flag beats a variable, and a variable
+/// beats the file. A switch can be turned off by --<switch>=false.
 #[derive(Debug, Parser)]
 #[command(
     name = "forestream",
@@ -75,7 +75,7 @@ pub(crate) struct StoreArgs {
     #[arg(long)]
     pub(crate) offline: bool,
     /// Access token for the Hugging Face Hub
-    #[arg(long, value_name = "TOKEN", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN")]
     pub(crate) hf_token: Option<String>,
 }
 
@@ -99,7 +99,7 @@ pub(crate) struct ModelArgs {
     /// Directory of a trained adapter [default: the one that comes with the program, if it knows the model]
     #[arg(long, alias = "lora", value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
-    /// Store float weights in this format while loading: q8_0, q4_1, ...
+    /// Store all matrices in this format while loading: q8_0, q4_1, ...
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub(crate) quantize: Option<Format>,
     #[command(flatten)]
@@ -176,7 +176,8 @@ pub(crate) struct SpecArgs {
 pub(crate) struct BudgetArgs {
     /// Longest draft, in tokens [default: chosen each round]
     #[arg(long, value_name = "N",
-          aliases = ["num-speculative-tokens", "speculative-num-steps", "draft-max", "draft", "speculate"])]
+          aliases = ["num-speculative-tokens", "speculative-num-steps", "mtp-n-predict", "speculate", "draft", "draft-n",
+                     "draft-max"])]
     pub(crate) spec_draft_n_max: Option<usize>,
     /// Tree nodes that one pass verifies, however long it takes [default: chosen each round, as many as pay]
     #[arg(long, value_name = "N", aliases = ["speculative-num-draft-tokens", "total-token"],
@@ -343,7 +344,7 @@ pub(crate) struct DataArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct CompareArgs {
     /// Strategies to compare, comma separated; plain decoding is always measured with them
-    #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram")]
+    #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram,auto")]
     pub(crate) spec_types: Vec<SpecType>,
     /// Times that each answer is generated with each strategy; the median time counts
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]

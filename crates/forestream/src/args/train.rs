@@ -24,7 +24,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Directory for the adapter, its log and checkpoints
-    #[arg(short, long, alias = "save-path", value_name = "DIR")]
+    #[arg(id = "output_file", short, long = "output", alias = "save-path", value_name = "DIR")]
     pub(crate) output: PathBuf,
     /// Continue the unfinished run in the output directory, with the same settings and data
     #[arg(long, conflicts_with = "dry_run")]
@@ -58,7 +58,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, alias = "lora", value_name = "DIR")]
     pub(crate) adapter: PathBuf,
     /// Directory for the model: config.json, and weights in half precision
-    #[arg(short, long, alias = "save-path", value_name = "DIR")]
+    #[arg(id = "output_file", short, long = "output", alias = "save-path", value_name = "DIR")]
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
@@ -185,7 +185,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "X", default_value_t = TrainSettings::default().lr)]
     pub(crate) lr: f64,
     /// How the learning rate falls to a tenth
-    #[arg(long, aliases = ["lr-schedule", "scheduler-type"], value_name = "NAME", default_value = "cosine")]
+    #[arg(long, aliases = ["lr-schedule", "scheduler", "scheduler-type"], value_name = "NAME", default_value = "cosine")]
     pub(crate) lr_scheduler_type: ScheduleName,
     /// Part of the run in which the learning rate rises first
     #[arg(long, value_name = "FRACTION", default_value_t = TrainSettings::default().warm_up)]

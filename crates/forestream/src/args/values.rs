@@ -152,11 +152,11 @@ pub(super) fn threads(text: &str) -> Result<usize, String> {
     if number <= MAX_THREADS { Ok(number) } else { Err(format!("it must be {MAX_THREADS} at most")) }
 }
 
-/// A switch as variables and files write it.
+/// A switch, where it has a value.
 pub(super) fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "on" | "yes" | "enabled" => Ok(true),
-        "" | "false" | "0" | "off" | "no" | "disabled" => Ok(false),
+        "false" | "0" | "off" | "no" | "disabled" => Ok(false),
         _ => Err("it must be true, 1, on or enabled, or else false, 0, off or disabled".to_owned()),
     }
 }

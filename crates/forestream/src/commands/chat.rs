@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use forestream::{ChatTemplate, Engine, GenerateOptions, Message, Report, Session};
+use forestream::{ChatTemplate, Engine, FinishReason, GenerateOptions, Message, Report, Session};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -21,13 +21,14 @@ Ctrl-C ends an answer, Ctrl-D leaves
 ";
 
 pub(super) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
-    interrupt::install()?;
     let engine = model::open(&args.model, &args.backend, &args.spec.spec_type)?;
+    interrupt::install()?;
     let template = model::chat_template(&engine, &args.template)?;
     let template =
         template.context("the model has no chat template; give one with --chat-template, or use generate")?;
     let sampling = args::sampling(&args.sampling, &engine.default_sampling());
     let mut chat = Chat {
+        engine: &engine,
         session: engine.session(),
         template,
         options: args::generate_options(&args.length, &args.spec, sampling),
@@ -51,6 +52,7 @@ pub(super) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
 
 /// A conversation.
 struct Chat<'e> {
+    engine: &'e Engine,
     session: Session<'e>,
     template: ChatTemplate,
     options: GenerateOptions,
@@ -97,6 +99,9 @@ impl Chat<'_> {
         interrupt::clear();
         match self.stream() {
             Ok(report) => {
+                if let Some(limit) = self.limit_reached(&report) {
+                    console::note(&limit);
+                }
                 self.messages.push(Message::new("assistant", &report.text));
                 self.last_report = Some(report);
                 Ok(())
@@ -111,6 +116,21 @@ impl Chat<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// What ended an answer that is not complete.
+    fn limit_reached(&self, report: &Report) -> Option<String> {
+        if report.finish_reason != FinishReason::Length.as_str() {
+            return None;
+        }
+        let (len, ctx_size) = (report.usage.completion_tokens, self.engine.ctx_size());
+        Some(match self.options.max_tokens {
+            Some(max_tokens) if len >= max_tokens => format!("the answer ends here: --max-tokens is {max_tokens}"),
+            _ => format!(
+                "the answer ends here: the context of {ctx_size} tokens is full; /reset starts again, --ctx-size \
+                 allows more"
+            ),
+        })
     }
 
     fn stream(&mut self) -> anyhow::Result<Report> {

@@ -15,8 +15,8 @@ const PLAIN: &str = "none";
 
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let rows = prompts::read(&args.model.store, &args.data)?;
-    interrupt::install()?;
     let engine = model::open(&args.model, &args.backend, &args.spec_types)?;
+    interrupt::install()?;
     let tokens = prompts::tokens(&engine, &args.data, &rows)?;
     let with_category = |(row, tokens): (DatasetPrompt, _)| ComparePrompt { tokens, category: row.category };
     let prompts: Vec<ComparePrompt> = rows.into_iter().zip(tokens).map(with_category).collect();

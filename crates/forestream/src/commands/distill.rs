@@ -13,8 +13,8 @@ use crate::args::{self, BackendArgs, DistillArgs};
 
 pub(super) fn run(args: &DistillArgs) -> anyhow::Result<ExitCode> {
     let rows = prompts::read(&args.model.store, &args.data)?;
-    interrupt::install()?;
     let engine = model::open(&args.model, &BackendArgs::default(), &[])?;
+    interrupt::install()?;
     let prompts = distill_prompts(&engine, args, rows)?;
     let options = options(&engine, args);
     let has_template = !args.data.raw && engine.chat_template()?.is_some();

@@ -14,8 +14,8 @@ use crate::args::{self, GenerateArgs, OutputFormat};
 
 pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompt_text = prompt_text(args)?;
-    interrupt::install()?;
     let engine = model::open(&args.model, &args.backend, &args.spec.spec_type)?;
+    interrupt::install()?;
     let prompt = prompt_tokens(&engine, args, &prompt_text)?;
     let sampling = args::sampling(&args.sampling, &engine.default_sampling());
     let options = args::generate_options(&args.length, &args.spec, sampling);
@@ -47,7 +47,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
             console::print(&format!("{}\n", serde_json::to_string(&output)?))?;
         }
     }
-    let is_lossless = verdict.is_none_or(|verdict| verdict.identical);
+    let is_lossless = verdict.is_none_or(|verdict| verdict.identical && !verdict.interrupted);
     Ok(if is_lossless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -73,6 +73,9 @@ fn prompt_text(args: &GenerateArgs) -> anyhow::Result<String> {
         None => {
             let mut bytes = Vec::new();
             io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+            if bytes.is_empty() {
+                bail!("there is no prompt: standard input is empty; give one there, with -p, or with -f");
+            }
             (bytes, Path::new("standard input"))
         }
     };
@@ -133,7 +136,10 @@ impl<'a> TracePage<'a> {
 #[derive(Debug, Serialize)]
 struct Verdict {
     identical: bool,
+    /// How many tokens were compared.
     num_tokens: usize,
+    /// Whether plain decoding was interrupted before it came as far as the answer.
+    interrupted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_difference: Option<Difference>,
 }
@@ -159,23 +165,30 @@ fn verify(engine: &Engine, prompt: &[TokenId], options: &GenerateOptions, report
     interrupt::clear();
     let mut session = engine.session();
     let plain = finish(session.generate(prompt, &plain)?, |_| Ok(()))?;
-    Ok(Verdict::of(&report.token_ids, &plain.token_ids))
+    Ok(Verdict::of(&report.token_ids, &plain.token_ids, interrupt::is_asked()))
 }
 
 impl Verdict {
-    fn of(drafted: &[TokenId], plain: &[TokenId]) -> Self {
+    fn of(drafted: &[TokenId], plain: &[TokenId], is_interrupted: bool) -> Self {
+        let interrupted = is_interrupted && plain.len() < drafted.len();
+        let drafted = if interrupted { &drafted[..plain.len()] } else { drafted };
         let len = drafted.len().max(plain.len());
         let difference = (0..len).find(|&index| drafted.get(index) != plain.get(index)).map(|index| Difference {
             index,
             with_drafts: drafted.get(index).copied(),
             plain: plain.get(index).copied(),
         });
-        Self { identical: difference.is_none(), num_tokens: drafted.len(), first_difference: difference }
+        Self { identical: difference.is_none(), num_tokens: drafted.len(), interrupted, first_difference: difference }
     }
 
     fn describe(&self, engine: &Engine) -> String {
         let Some(difference) = &self.first_difference else {
-            return format!("lossless: plain decoding gives the same {} tokens", self.num_tokens);
+            let len = self.num_tokens;
+            return if self.interrupted {
+                format!("the check was interrupted; plain decoding gave the same first {len} tokens")
+            } else {
+                format!("lossless: plain decoding gives the same {len} tokens")
+            };
         };
         let show = |token: Option<TokenId>| match token {
             Some(token) => format!("{token} {:?}", engine.tokenizer().piece(token).unwrap_or_default()),
@@ -199,9 +212,17 @@ mod tests {
         let cases: [(&[u32], &[u32], Option<usize>); 4] =
             [(&[1, 2], &[1, 2], None), (&[1, 2], &[1, 3], Some(1)), (&[1], &[1, 3], Some(1)), (&[1, 2], &[], Some(0))];
         for (drafted, plain, expected) in cases {
-            let verdict = Verdict::of(drafted, plain);
+            let verdict = Verdict::of(drafted, plain, false);
             assert_eq!(verdict.first_difference.as_ref().map(|difference| difference.index), expected);
             assert_eq!(verdict.identical, expected.is_none());
+        }
+    }
+
+    #[test]
+    fn an_interrupted_check_judges_what_it_saw() {
+        for (plain, identical, interrupted) in [(&[1][..], true, true), (&[2], false, true), (&[1, 2], true, false)] {
+            let verdict = Verdict::of(&[1, 2], plain, true);
+            assert_eq!((verdict.identical, verdict.interrupted), (identical, interrupted), "{plain:?}");
         }
     }
 }

@@ -20,13 +20,10 @@ pub(super) fn run(args: &PullArgs) -> anyhow::Result<ExitCode> {
     }
     let store = store(&args.store);
     let name = ModelName::parse(&args.name)?;
-    if let Some(path) = store.cached(&name) {
-        store.verify(&name, &path)?;
-        console::note("it is already on this machine, and its content is right");
-        console::print(&format!("{}\n", path.display()))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let path = fetch(&store, &args.name)?;
+    let mut progress = PullProgress::new();
+    let result = store.pull(&name, &mut progress);
+    progress.finish();
+    let path = result?;
     console::print(&format!("{}\n", path.display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -17,7 +17,6 @@ use super::{console, interrupt, pull};
 use crate::args::{self, BackendArgs, TrainArgs};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    interrupt::install()?;
     let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
     let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
     let name = (!is_path).then(|| args.model.model.clone());
@@ -27,6 +26,7 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         *data = pull::fetch_data(&args.model.store, data)?;
     }
     let mut trainer = train::open(&path, &options, request)?;
+    interrupt::install()?;
     for line in plan(&trainer) {
         console::note(&line);
     }
@@ -219,16 +219,34 @@ fn origin() -> Origin {
     }
 }
 
-/// The command of these arguments, whatever the program's file is called.
+/// The command of these arguments as a card may show it: whatever the program's file is called, without access tokens and
+/// without the directories of this machine, which are nobody's business.
 fn command(arguments: impl Iterator<Item = OsString>) -> String {
-    let given = arguments.skip(1).map(|argument| without_directories(&argument));
-    std::iter::once("forestream".to_owned()).chain(given).collect::<Vec<_>>().join(" ")
+    const SECRET: &str = "--hf-token";
+    let mut words = vec!["forestream".to_owned()];
+    let mut arguments = arguments.skip(1);
+    while let Some(argument) = arguments.next() {
+        let argument = argument.to_string_lossy();
+        match argument.split_once('=') {
+            None if argument == SECRET => drop(arguments.next()),
+            Some((SECRET, _)) => {}
+            Some((flag, value)) if flag.starts_with("--") => words.push(format!("{flag}={}", shown(value))),
+            _ => words.push(shown(&argument)),
+        }
+    }
+    words.join(" ")
 }
 
-/// An argument as a card may show it: directories of this machine are nobody's business.
-fn without_directories(argument: &OsStr) -> String {
-    let name = Path::new(argument).file_name().unwrap_or(argument);
-    name.to_string_lossy().into_owned()
+/// An argument, of a path its last part, in quotes where a shell needs them.
+fn shown(argument: &str) -> String {
+    let path = Path::new(argument);
+    let is_path = path.is_absolute() || argument.starts_with("./") || argument.starts_with("../") || path.exists();
+    let name = path.file_name().and_then(OsStr::to_str).filter(|_| is_path).unwrap_or(argument);
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if name.is_empty() || !name.chars().all(is_plain) {
+        return format!("'{}'", name.replace('\'', "'\\''"));
+    }
+    name.to_owned()
 }
 
 /// The date of a day since 1970 (Howard Hinnant's `civil_from_days`).
@@ -264,11 +282,20 @@ mod tests {
     }
 
     #[test]
-    fn cards_show_no_directories() {
-        let arguments = ["/builds/former-forestream", "train", "--data", "../private/data.jsonl"].map(OsString::from);
-        assert_eq!(command(arguments.into_iter()), "forestream train --data data.jsonl");
-        for (argument, shown) in [("../private/data.jsonl", "data.jsonl"), ("--lr", "--lr"), ("0.5", "0.5")] {
-            assert_eq!(without_directories(OsStr::new(argument)), shown);
+    fn cards_show_no_directories_and_no_tokens() {
+        let shown = |arguments: &[&str]| command(arguments.iter().map(OsString::from));
+        let cases: &[(&[&str], &str)] = &[
+            (&["/builds/former", "train", "--data", "../own/rows.jsonl"], "train --data rows.jsonl"),
+            (&["f", "--data=/own/rows.jsonl", "--lr", "0.5"], "--data=rows.jsonl --lr 0.5"),
+            (&["f", "--hf-token", "secret", "-s", "1", "--hf-token=secret"], "-s 1"),
+            (
+                &["f", "--data", "owner/name:split", "--template", "a/b {x}'s"],
+                "--data owner/name:split --template 'a/b {x}'\\''s'",
+            ),
+            (&["f", env!("CARGO_MANIFEST_DIR")], "forestream"),
+        ];
+        for (arguments, expected) in cases {
+            assert_eq!(shown(arguments), format!("forestream {expected}"));
         }
     }
 }

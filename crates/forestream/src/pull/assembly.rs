@@ -161,6 +161,11 @@ pub fn open_for_append(path: &Path) -> io::Result<Box<dyn Write>> {
 /// # Errors
 /// If the file cannot be read.
 pub fn sha256_of(path: &Path) -> Result<String, SourceError> {
+    hash(path, &mut || ())
+}
+
+/// The same; `on_chunk` is called often.
+pub(super) fn hash(path: &Path, on_chunk: &mut dyn FnMut()) -> Result<String, SourceError> {
     let read_error = |cause| SourceError::File { action: "read", path: path.to_owned(), cause };
     let mut file = File::open(path).map_err(read_error)?;
     let mut hasher = Sha256::new();
@@ -171,6 +176,7 @@ pub fn sha256_of(path: &Path) -> Result<String, SourceError> {
             break;
         }
         hasher.update(&chunk[..len]);
+        on_chunk();
     }
     Ok(hasher.finalize().iter().flat_map(|byte| [byte >> 4, byte & 15]).map(hex_digit).collect())
 }

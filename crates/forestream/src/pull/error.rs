@@ -40,6 +40,14 @@ pub enum PullError {
         /// Why the Hub did not give it.
         problem: SourceError,
     },
+    /// A file on this machine is not what it should be, and no source gave it anew.
+    #[error("{damage}\n{cause}")]
+    Damaged {
+        /// The file, and what is wrong with it.
+        damage: SourceError,
+        /// Why it could not be fetched.
+        cause: Box<PullError>,
+    },
     /// A failure that no other source can mend.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -57,6 +65,23 @@ pub enum SourceError {
     /// The source does not have what was asked for.
     #[error("{0}")]
     NotFound(String),
+    /// The source does not open what was asked for.
+    #[error("{0}")]
+    Refused(String),
+    /// Another process has the file.
+    #[error("another process holds {path}; wait until it ends, and run it again")]
+    Busy {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// A file that was fetched is not what its name says.
+    #[error("{path} is malformed: {problem}; delete it and pull again")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// The source did not answer in time.
     #[error("no answer within {seconds} s")]
     NoAnswer {
@@ -104,6 +129,16 @@ pub enum SourceError {
         /// What it is.
         got: String,
     },
+    /// A file on this machine does not have the checksum that it must have.
+    #[error("{path} is damaged: it has SHA-256 {got}, not {expected}; delete it and pull again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
     /// The disk is full.
     #[error(
         "the disk is full: {needed_bytes} more bytes are needed in {directory}; free some space and run it again: it goes on where it stopped"
@@ -124,6 +159,13 @@ pub enum SourceError {
         /// What the system said.
         cause: std::io::Error,
     },
+}
+
+impl SourceError {
+    /// Whether the network may be the cause.
+    pub(super) fn may_be_network(&self) -> bool {
+        matches!(self, Self::NoAnswer { .. } | Self::Hub(_) | Self::Program { .. } | Self::Size { .. })
+    }
 }
 
 fn describe_attempts(name: &str, attempts: &[(String, SourceError)], remedy: &str) -> String {

