@@ -18,6 +18,8 @@ use crate::export::Origin;
 
 /// The name of a checkpoint in the output directory.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// What no weight depends on, and may so be another when a run goes on. The model itself is known by its fingerprint.
+const FREE: [&str; 2] = ["base_model.name", "save_steps"];
 const STATE: &str = "state";
 const WEIGHTS: &str = "weights";
 const FIRST: &str = "first_moments";
@@ -36,6 +38,9 @@ pub(crate) struct Progress {
     pub(crate) seconds: f64,
     /// The evaluation whose adapter is kept.
     pub(crate) best: Option<Evaluation>,
+    /// Whether all steps are done.
+    #[serde(default)]
+    pub(crate) is_finished: bool,
     /// The lowest loss of main rows in any evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lowest_main_loss: Option<f64>,
@@ -154,7 +159,7 @@ impl Checkpoint {
         let show = |value: Option<&Value>| value.map_or("absent".to_owned(), Value::to_string);
         for name in names {
             let (then, now) = (self.run.get(name), now.get(name));
-            if then != now {
+            if then != now && !FREE.contains(&name.as_str()) {
                 let (name, then, now) = (name.clone(), show(then), show(now));
                 return Err(TrainError::OtherRun { path: path.to_owned(), name, then, now });
             }

@@ -1,7 +1,8 @@
 //! Rows of data files as examples: a prompt and the completion to be foreseen, in token ids.
 //!
-//! Understands what `forestream distill` writes, `prompt` with `completion`, `messages` and `conversations`. A row that
-//! cannot be used is an error with file, line and remedy. Must not know models or how examples are trained on.
+//! Understands what `forestream distill` writes, `prompt` with `completion`, `messages`, `conversations`, and token ids
+//! with a mask. A row that cannot be used is an error with file, line and remedy. Must not know models or how examples
+//! are trained on.
 
 use std::path::{Path, PathBuf};
 
@@ -218,11 +219,11 @@ impl DataReader<'_> {
             return Ok(vec![self.turn(&[Message::new("user", &prompt), Message::new("assistant", &completion)])?]);
         }
         if row.contains_key("prompt_token_ids") {
-            let example = Example {
-                prompt: token_ids(row, "prompt_token_ids")?,
-                completion: token_ids(row, "completion_token_ids")?,
-            };
-            return Ok(vec![example]);
+            let ids = |field| token_ids(row, field, "run `forestream distill` again");
+            return Ok(vec![Example { prompt: ids("prompt_token_ids")?, completion: ids("completion_token_ids")? }]);
+        }
+        if row.contains_key("input_ids") {
+            return masked(row);
         }
         if row.contains_key("prompt") {
             let messages =
@@ -312,12 +313,39 @@ fn text<'a>(row: &'a Map<String, Value>, field: &str) -> Result<&'a str, String>
     row.get(field).and_then(Value::as_str).ok_or_else(|| format!("the field `{field}` is missing or not text; add it"))
 }
 
-fn token_ids(row: &Map<String, Value>, field: &str) -> Result<Vec<TokenId>, String> {
-    let problem =
-        || format!("the field `{field}` is missing or not a list of token ids; run `forestream distill` again");
-    let ids = row.get(field).and_then(Value::as_array).ok_or_else(problem)?;
+fn token_ids(row: &Map<String, Value>, field: &str, remedy: &str) -> Result<Vec<TokenId>, String> {
     let id = |value: &Value| value.as_u64().and_then(|id| TokenId::try_from(id).ok());
-    ids.iter().map(id).collect::<Option<_>>().ok_or_else(problem)
+    list(row, field, id).ok_or_else(|| format!("the field `{field}` is missing or not a list of token ids; {remedy}"))
+}
+
+fn list<T>(row: &Map<String, Value>, field: &str, item: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    row.get(field)?.as_array()?.iter().map(item).collect()
+}
+
+/// `input_ids` with `loss_mask`, which marks answers: each of them with all tokens before it, as in a conversation.
+fn masked(row: &Map<String, Value>) -> Result<Vec<Example>, String> {
+    let ids = token_ids(row, "input_ids", "correct the row")?;
+    let is_marked = |value: &Value| value.as_bool().or_else(|| Some(value.as_u64().filter(|&mark| mark < 2)? == 1));
+    let mask = list(row, "loss_mask", is_marked).ok_or(
+        "the field `loss_mask` is missing or not a list of 0 and 1; give each of `input_ids` a 1 if it is to be \
+         learnt, else a 0",
+    )?;
+    if ids.len() != mask.len() {
+        let (ids, mask) = (ids.len(), mask.len());
+        return Err(format!("`input_ids` has {ids} tokens and `loss_mask` has {mask}; give each token its mark"));
+    }
+    let (mut examples, mut end) = (Vec::new(), 0);
+    for run in mask.chunk_by(|before, after| before == after) {
+        let start = end;
+        end += run.len();
+        if run[0] {
+            examples.push(Example { prompt: ids[..start].to_vec(), completion: ids[start..end].to_vec() });
+        }
+    }
+    if examples.is_empty() {
+        return Err("`loss_mask` has no 1; mark the tokens of the answer to be learnt".to_owned());
+    }
+    Ok(examples)
 }
 
 /// `messages` with `role` and `content`, or `conversations` with `from` and `value`.
@@ -326,9 +354,11 @@ fn messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
     let rows = rows.ok_or_else(|| {
         let fields: Vec<&str> = row.keys().map(String::as_str).collect();
         format!(
-            "the row has none of `prompt` with `completion`, `messages`, `conversations`, `prompt_token_ids`, but {}; \
-             rename its fields",
-            fields.join(", ")
+            "the row has none of `prompt` with `completion`, `messages`, `conversations`, `prompt_token_ids`, \
+             `input_ids` with `loss_mask`, but {}; rename its fields, or say how they are read: with --task for a known \
+             task, or with --template 'Text with {{{}}}' --completion-field FIELD",
+            fields.join(", "),
+            fields.first().unwrap_or(&"FIELD")
         )
     })?;
     rows.iter()

@@ -45,6 +45,15 @@ pub enum TrainError {
         #[source]
         source: std::io::Error,
     },
+    /// A file of a merged model cannot be written.
+    #[error("cannot write {path}; nothing of the model is left behind, so make room or choose another --output")]
+    Merge {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A checkpoint that is not one.
     #[error("{path}: {problem}; remove it to start from the beginning")]
     Checkpoint {
@@ -57,6 +66,34 @@ pub enum TrainError {
     #[error("{path} is the checkpoint of an unfinished run; continue it with --resume, or choose another --output")]
     Unfinished {
         /// The checkpoint.
+        path: PathBuf,
+    },
+    /// A run is there already, and done.
+    #[error(
+        "{path} is the checkpoint of a finished run, whose adapter stands beside it; start in another --output, and to \
+         go on from that adapter add --init-from {directory}"
+    )]
+    Finished {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The directory of checkpoint and adapter.
+        directory: PathBuf,
+    },
+    /// An adapter is there already.
+    #[error(
+        "{path} belongs to an adapter, which is not written over; start in another --output, and to go on from that \
+         adapter add --init-from {directory}"
+    )]
+    AdapterExists {
+        /// The adapter's configuration.
+        path: PathBuf,
+        /// The adapter's directory.
+        directory: PathBuf,
+    },
+    /// Another run writes into the directory.
+    #[error("another run writes to {path}; wait for its end, or choose another --output")]
+    InUse {
+        /// The file that it holds.
         path: PathBuf,
     },
     /// Nothing to resume.
@@ -78,7 +115,10 @@ pub enum TrainError {
         now: String,
     },
     /// The loss is not a number any more.
-    #[error("the loss of step {step} is not finite; lower --lr, and start from the last checkpoint with --init-from")]
+    #[error(
+        "the loss of step {step} is not finite; start again with a lower --lr in another --output (--init-from takes the \
+         kept adapter of this one, if an evaluation has written one)"
+    )]
     NotFinite {
         /// The step.
         step: usize,

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use forestream_model::architectures::ARCHITECTURES;
 use forestream_model::streams::{Adapter, LoraConfig};
@@ -33,31 +33,87 @@ const COPIED: &[&str] = &[
 ///
 /// # Errors
 /// An adapter that changes nothing, a model that `config.json` cannot describe, an output directory that has a model
-/// already, or a file that cannot be written.
+/// already, or a file that cannot be written. Then nothing of this run stays in the directory.
 pub fn merge(base: &Checkpoint, adapter: &Adapter, output: &Path) -> Result<Vec<String>, TrainError> {
     let Some(main) = &adapter.config.main_lora else {
         let problem = "this adapter leaves the model as it is, so there is nothing to merge; train with --mode joint";
         return Err(TrainError::setting("--adapter", problem));
     };
-    let path = output.join(WEIGHTS);
-    if path.exists() {
+    if let Some(path) = weights_in(output) {
         let problem = format!("{} exists; choose another directory", path.display());
         return Err(TrainError::setting("--output", problem));
     }
-    let config = config_json(base)?;
-    std::fs::create_dir_all(output).map_err(TrainError::write(output))?;
+    let config = format!("{:#}\n", Value::Object(config_json(base)?));
     let names: Vec<String> = base.weight_names().map(str::to_owned).collect();
     let merged = |name: &String| Merged::new(base, adapter, &main.lora, name);
     let tensors: Vec<Merged<'_>> = names.iter().map(merged).collect::<Result<_, TrainError>>()?;
-    let partial = path.with_extension("partial");
-    write_safetensors(&partial, &tensors)
-        .and_then(|()| std::fs::rename(&partial, &path))
-        .map_err(TrainError::write(&path))?;
-    let config_path = output.join(CONFIG);
-    std::fs::write(&config_path, format!("{:#}\n", Value::Object(config))).map_err(TrainError::write(&config_path))?;
-    let mut names = vec![WEIGHTS.to_owned(), CONFIG.to_owned()];
-    names.extend(copy_files(base, output)?);
+    let mut files = NewFiles::create_in(output)?;
+    files.write(CONFIG, |partial| std::fs::write(partial, config))?;
+    if let Some(directory) = directory_of(base) {
+        for &name in COPIED.iter().filter(|name| directory.join(name).exists()) {
+            files.write(name, |partial| std::fs::copy(directory.join(name), partial).map(drop))?;
+        }
+    }
+    files.write(WEIGHTS, |partial| write_safetensors(partial, &tensors))?; // last: with them the model is complete
+    let mut names = files.keep();
+    names.rotate_right(1); // the weights are what was asked for
     Ok(names)
+}
+
+/// Weights in a directory, of a model or an adapter.
+fn weights_in(directory: &Path) -> Option<PathBuf> {
+    let paths = std::fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors")).min()
+}
+
+/// Files of one run, which are removed again unless all of them could be written: half a model would be in the way of
+/// the next run, and fill a disk that is full.
+struct NewFiles<'a> {
+    directory: &'a Path,
+    is_new_directory: bool,
+    written: Vec<String>,
+    /// Those that were not there before, and so are to be removed.
+    new: Vec<PathBuf>,
+}
+
+impl<'a> NewFiles<'a> {
+    fn create_in(directory: &'a Path) -> Result<Self, TrainError> {
+        let is_new_directory = !directory.exists();
+        std::fs::create_dir_all(directory).map_err(TrainError::write(directory))?;
+        Ok(Self { directory, is_new_directory, written: Vec::new(), new: Vec::new() })
+    }
+
+    /// Lets `write` make a file under a temporary name, and gives it its own when it is whole.
+    fn write(&mut self, name: &str, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), TrainError> {
+        let path = self.directory.join(name);
+        let partial = path.with_extension("partial");
+        let is_new = !path.exists();
+        if let Err(source) = write(&partial).and_then(|()| std::fs::rename(&partial, &path)) {
+            let _ = std::fs::remove_file(&partial);
+            return Err(TrainError::Merge { path, source });
+        }
+        self.written.push(name.to_owned());
+        self.new.extend(is_new.then_some(path));
+        Ok(())
+    }
+
+    /// Leaves the files where they are; returns their names.
+    fn keep(mut self) -> Vec<String> {
+        self.new.clear();
+        self.is_new_directory = false;
+        std::mem::take(&mut self.written)
+    }
+}
+
+impl Drop for NewFiles<'_> {
+    fn drop(&mut self) {
+        for path in &self.new {
+            let _ = std::fs::remove_file(path); // the error that led here says more than this one would
+        }
+        if self.is_new_directory {
+            let _ = std::fs::remove_dir(self.directory);
+        }
+    }
 }
 
 /// A tensor of the result.
@@ -194,19 +250,4 @@ fn directory_of(base: &Checkpoint) -> Option<&Path> {
     let path = base.path();
     let directory = if path.is_dir() { path } else { path.parent()? };
     (base.gguf().is_none() && directory.join(CONFIG).exists()).then_some(directory)
-}
-
-/// Copies what stays as it is; returns the names.
-fn copy_files(base: &Checkpoint, output: &Path) -> Result<Vec<String>, TrainError> {
-    let mut copied = Vec::new();
-    let Some(directory) = directory_of(base) else { return Ok(copied) };
-    for &name in COPIED {
-        let from = directory.join(name);
-        if from.exists() {
-            let to = output.join(name);
-            std::fs::copy(&from, &to).map_err(TrainError::write(&to))?;
-            copied.push(name.to_owned());
-        }
-    }
-    Ok(copied)
 }

@@ -1,7 +1,7 @@
 //! What a run tells while it runs: reports of steps, an observer, and the log of JSON lines.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -97,20 +97,34 @@ pub(crate) struct TrainLog {
 }
 
 impl TrainLog {
+    /// Takes the log, and with it the directory, for one run until the file is closed.
+    ///
+    /// # Errors
+    /// If another run has it, or the file cannot be opened.
+    pub(crate) fn lock(directory: &Path) -> Result<File, TrainError> {
+        let path = directory.join(LOG);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(TrainError::write(&path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(TrainError::InUse { path }),
+            Err(TryLockError::Error(_)) | Ok(()) => Ok(file), // not every file system has locks
+        }
+    }
+
     /// Opens the log of a run that has done `step` steps, and drops what was written after these.
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub(crate) fn open(directory: &Path, step: usize) -> Result<Self, TrainError> {
+    pub(crate) fn open(directory: &Path, mut file: File, step: usize) -> Result<Self, TrainError> {
         let path = directory.join(LOG);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(TrainError::read(&path)(error)),
-        };
+        let text = io::read_to_string(&file).map_err(TrainError::read(&path))?;
         let kept: String = text.split_inclusive('\n').filter(|line| step_of(line).is_some_and(|s| s <= step)).collect();
-        std::fs::write(&path, kept).map_err(TrainError::write(&path))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(TrainError::write(&path))?;
+        let mut replace = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(kept.as_bytes())
+        };
+        replace().map_err(TrainError::write(&path))?;
         Ok(Self { path, file, events: EventFile::open(directory, step)? })
     }
 

@@ -108,25 +108,30 @@ impl RowFile {
             Some("csv") => self.separated(b','),
             Some("tsv") => self.separated(b'\t'),
             Some("parquet") => self.parquet(),
-            Some("json") if self.bytes.trim_ascii_start().starts_with(b"[") => self.list(),
+            Some("json") if self.json().trim_ascii_start().starts_with(b"[") => self.list(),
             _ => Ok(self.lines()),
         }
     }
 
+    /// The bytes without the mark that some programs put before UTF-8, and that JSON does not know.
+    fn json(&self) -> &[u8] {
+        self.bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&self.bytes)
+    }
+
     fn lines(&self) -> Rows<'_> {
-        let lines = self.bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).enumerate();
+        let lines = self.json().split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).enumerate();
         let lines = lines.filter(|(_, line)| !line.is_empty());
         Box::new(lines.map(|(index, line)| {
             let place = Place::Line(index + 1);
             let text = std::str::from_utf8(line);
             let text = text.map_err(|_| self.row_error(place, "not UTF-8 text; save the file as UTF-8".to_owned()))?;
-            let value = serde_json::from_str(text).map_err(|error| error.to_string());
+            let value = serde_json::from_str(text).map_err(|error| describe_json(&error));
             self.object(place, value)
         }))
     }
 
     fn list(&self) -> Result<Rows<'_>, RowError> {
-        let values: Vec<Value> = serde_json::from_slice(&self.bytes)
+        let values: Vec<Value> = serde_json::from_slice(self.json())
             .map_err(|error| self.format_error(format!("not a JSON list: {error}; correct the file")))?;
         let rows = values.into_iter().enumerate();
         Ok(Box::new(rows.map(|(index, value)| self.object(Place::Row(index + 1), Ok(value)))))
@@ -188,6 +193,11 @@ impl RowFile {
 /// The cells of a record under the names of their columns.
 fn cells(names: &StringRecord, record: &StringRecord) -> Map<String, Value> {
     names.iter().zip(record).map(|(name, cell)| (name.to_owned(), Value::String(cell.to_owned()))).collect()
+}
+
+/// An error of one line: the line's number is that of the row, which is said beside it.
+fn describe_json(error: &serde_json::Error) -> String {
+    error.to_string().replace(&format!(" at line {} column", error.line()), " at column")
 }
 
 fn describe_csv(error: &csv::Error) -> String {
@@ -271,7 +281,9 @@ mod tests {
         let tsv = "\u{feff}prompt\tcompletion\r\n\"a, \"\"b\"\"\"\t1\r\n\"two\nlines\"\t2 ¼";
         let cases = [
             ("rows.jsonl", lines.clone().into_bytes(), [Place::Line(1), Place::Line(3)]),
+            ("rows.jsonl", format!("\u{feff}{lines}").into_bytes(), [Place::Line(1), Place::Line(3)]),
             ("rows.json", lines.into_bytes(), [Place::Line(1), Place::Line(3)]),
+            ("rows.json", format!("\u{feff}{}", json!(objects)).into_bytes(), [Place::Row(1), Place::Row(2)]),
             ("rows.JSON", format!(" {}", json!(objects)).into_bytes(), [Place::Row(1), Place::Row(2)]),
             ("rows.csv", csv.to_owned().into_bytes(), [Place::Line(4), Place::Line(5)]),
             ("rows.tsv", tsv.to_owned().into_bytes(), [Place::Line(2), Place::Line(3)]),
@@ -287,7 +299,11 @@ mod tests {
     fn what_cannot_be_read_is_named_with_its_place() {
         let whole = parquet(&[["a", "1"]]);
         let cases: [(&str, &[u8], &str); 9] = [
-            ("a.jsonl", b"{}\n{\"a\": ", "a.jsonl, line 2: not a JSON object: EOF"),
+            (
+                "a.jsonl",
+                b"{}\n{\"a\": ",
+                "a.jsonl, line 2: not a JSON object: EOF while parsing a value at column 5; correct",
+            ),
             ("a.jsonl", b"{}\n\n[1]", "a.jsonl, line 3: not a JSON object: it is a list; correct the row"),
             ("a.jsonl", b"\xff", "a.jsonl, line 1: not UTF-8"),
             ("a.json", b"[{}, 2]", "a.json, row 2: not a JSON object: it is a number"),

@@ -22,12 +22,14 @@ use crate::gradients::{BatchScore, Step};
 use crate::initial::initial_weights;
 use crate::objective::tau;
 use crate::pieces::{Piece, PieceMaker};
-use crate::progress::{MainFigures, Observer, StepReport, StepSeconds, TrainLog};
+use crate::progress::{LOG, MainFigures, Observer, StepReport, StepSeconds, TrainLog};
 use crate::rows::hexadecimal;
 use crate::settings::{Objective, TrainSettings};
 use crate::workers::Workers;
 use crate::{TrainError, inner_features};
 
+/// The file that every adapter has.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Gradients are scaled down to this norm.
 const MAX_GRADIENT_NORM: f64 = 1.0;
 /// A kept adapter's main rows have at most this many times the lowest loss that was measured.
@@ -91,6 +93,7 @@ pub struct Trainer {
     /// Those that stream rows keep, by layer; empty where they keep all, and before the run begins.
     inner_features: Vec<Vec<u32>>,
     fitted: Option<Adapter>,
+    leaves_out_main_changes: bool,
     features: FeatureExtractor,
     base: StreamBase,
     workers: Workers,
@@ -112,6 +115,7 @@ impl Trainer {
     /// # Errors
     /// Settings, data, model or initial weights that do not fit together.
     pub fn new(job: TrainJob<'_>) -> Result<Self, TrainError> {
+        let leaves_out_main_changes = leaves_out_main_changes(&job);
         let decoder = job.base.config().clone();
         let mut adapter = job.adapter;
         adapter.validate(&decoder).map_err(|problem| TrainError::setting("adapter sizes", problem))?;
@@ -179,6 +183,7 @@ impl Trainer {
             draft_vocabulary,
             inner_features: kept,
             fitted: job.fitted,
+            leaves_out_main_changes,
             features,
             base,
             workers,
@@ -201,6 +206,11 @@ impl Trainer {
     /// Trained parameters.
     pub fn num_parameters(&self) -> usize {
         self.adapter.num_parameters(&self.decoder)
+    }
+
+    /// Whether the adapter to start from changes the model, and this run takes its streams alone.
+    pub fn leaves_out_main_changes(&self) -> bool {
+        self.leaves_out_main_changes
     }
 
     /// What is trained on.
@@ -227,14 +237,17 @@ impl Trainer {
     /// # Errors
     /// If a pass fails, the loss stops being a number, or a file cannot be written. Checkpoints stay intact.
     pub fn run(&mut self, start: Start, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
-        let path = self.output.join(CHECKPOINT);
+        if !self.output.join(LOG).exists() {
+            self.check_output(start)?; // before a file is made: what is refused leaves a directory as it is
+        }
         std::fs::create_dir_all(&self.output).map_err(TrainError::write(&self.output))?;
+        let log = TrainLog::lock(&self.output)?;
+        self.check_output(start)?;
         match start {
             Start::Resume => self.load_checkpoint()?,
-            Start::Fresh if path.exists() => return Err(TrainError::Unfinished { path }),
             Start::Fresh => self.choose_inner_features()?,
         }
-        let mut log = TrainLog::open(&self.output, self.progress.step)?;
+        let mut log = TrainLog::open(&self.output, log, self.progress.step)?;
         while !self.is_done() {
             let report = self.step()?;
             log.step(&report)?;
@@ -255,6 +268,26 @@ impl Trainer {
         }
         let best = self.progress.best.clone();
         Ok(Outcome::Finished(best.map_or_else(|| self.evaluate(), Ok)?))
+    }
+
+    /// Checks that the output directory is one to start in.
+    fn check_output(&self, start: Start) -> Result<(), TrainError> {
+        let [path, adapter] = [CHECKPOINT, ADAPTER_CONFIG].map(|name| self.output.join(name));
+        let directory = self.output.clone();
+        match start {
+            Start::Resume if path.exists() => Ok(()),
+            Start::Resume => Err(TrainError::NothingToResume { path }),
+            Start::Fresh if path.exists() => {
+                let is_finished = Checkpoint::load(&path)?.progress.is_finished;
+                Err(if is_finished {
+                    TrainError::Finished { path, directory }
+                } else {
+                    TrainError::Unfinished { path }
+                })
+            }
+            Start::Fresh if adapter.exists() => Err(TrainError::AdapterExists { path: adapter, directory }),
+            Start::Fresh => Ok(()),
+        }
     }
 
     /// Drops the inner features of stream rows that a narrow run does without, where that is not done yet.
@@ -435,7 +468,7 @@ impl Trainer {
         let checkpoint = Checkpoint {
             run: self.identity(),
             origin: self.origin.clone(),
-            progress: self.progress.clone(),
+            progress: Progress { is_finished: self.is_done(), ..self.progress.clone() },
             inner_features: self.inner_features.clone(),
             weights: self.weights.clone(),
             optimizer: self.optimizer.clone(),
@@ -445,9 +478,6 @@ impl Trainer {
 
     fn load_checkpoint(&mut self) -> Result<(), TrainError> {
         let path = self.output.join(CHECKPOINT);
-        if !path.exists() {
-            return Err(TrainError::NothingToResume { path });
-        }
         let checkpoint = Checkpoint::load(&path)?;
         checkpoint.check_run(&self.identity(), &path)?;
         self.origin = checkpoint.origin;
@@ -460,7 +490,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Everything that the weights of this run depend on, by name.
+    /// Settings, streams, model and data of this run, by name.
     fn identity(&self) -> Map<String, Value> {
         let mut identity = Map::new();
         let plain = "settings are plain data";
@@ -491,6 +521,12 @@ fn plan(settings: &TrainSettings, order: &mut Order, examples: &[Example]) -> us
     let epochs = settings.epochs.unwrap_or(usual_epochs);
     let by_epochs = || (0..epochs).map(|epoch| order.steps_of_epoch(epoch, examples, settings.batch_tokens)).sum();
     settings.steps.unwrap_or_else(by_epochs)
+}
+
+/// Whether the adapter to start from changes main rows and neither the run nor the model that it fits does.
+fn leaves_out_main_changes(job: &TrainJob<'_>) -> bool {
+    let has_changes = |adapter: Option<&Adapter>| adapter.is_some_and(|adapter| adapter.config.main_lora.is_some());
+    has_changes(job.initial.as_ref()) && !has_changes(job.fitted.as_ref()) && job.adapter.mode != TrainingMode::Joint
 }
 
 /// What an adapter changes of main rows, by name.

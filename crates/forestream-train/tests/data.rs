@@ -100,6 +100,25 @@ fn token_ids_are_taken_as_they_are_and_the_header_is_checked() {
 }
 
 #[test]
+fn masked_token_ids_are_one_example_for_each_run_of_answers() {
+    let fixture = Fixture::new();
+    let row = r#"{"input_ids": [5, 6, 7, 8, 9, 2], "loss_mask": [0, 0, 1, 1, 1, 1]}"#;
+    let examples = fixture.read(row).unwrap().examples;
+    assert_eq!((examples.len(), &*examples[0].prompt, &*examples[0].completion), (1, &[5, 6][..], &[7, 8, 9, 2][..]));
+    let row = r#"{"input_ids": [5, 6, 7, 8, 9, 2, 3], "loss_mask": [false, true, true, false, true, true, false]}"#;
+    let examples = fixture.read(row).unwrap().examples;
+    let parts: Vec<(&[u32], &[u32])> = examples.iter().map(|e| (&*e.prompt, &*e.completion)).collect();
+    assert_eq!(parts, [(&[5][..], &[6, 7][..]), (&[5, 6, 7, 8][..], &[9, 2][..])], "as turns of a conversation");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_first_row() {
+    let fixture = Fixture::new();
+    let row = r#"{"prompt": "Hi", "completion": "Hello there"}"#;
+    assert_eq!(fixture.read(&format!("\u{feff}{row}\n")).unwrap().examples, fixture.read(row).unwrap().examples);
+}
+
+#[test]
 fn every_answer_of_a_conversation_is_an_example() {
     let fixture = Fixture::new();
     let row = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
@@ -210,6 +229,15 @@ fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
         (r#"{"prompt": "Hi"}"#, "`completion` is missing"),
         (r#"{"prompt": 3, "completion": "x"}"#, "`prompt` is missing or not text"),
         (r#"{"text": "Hi", "label": 1}"#, "but text, label; rename"),
+        (r#"{"question": "Hi", "answer": "x"}"#, "--task"),
+        (r#"{"question": "Hi", "answer": "x"}"#, "--template 'Text with {question}' --completion-field"),
+        (r#"{"input_ids": [5, 6, 7]}"#, "`loss_mask` is missing or not a list of 0 and 1"),
+        (r#"{"input_ids": [5, 6, 7], "loss_mask": [0, 1, 2]}"#, "`loss_mask` is missing or not a list of 0 and 1"),
+        (r#"{"input_ids": [5, -6, 7], "loss_mask": [0, 1, 1]}"#, "`input_ids` is missing or not a list of token ids"),
+        (r#"{"input_ids": [5, 6, 7], "loss_mask": [0, 1]}"#, "`input_ids` has 3 tokens and `loss_mask` has 2"),
+        (r#"{"input_ids": [5, 6, 7], "loss_mask": [0, 0, 0]}"#, "`loss_mask` has no 1"),
+        (r#"{"input_ids": [5, 6, 7], "loss_mask": [1, 1, 1]}"#, "the prompt has no tokens"),
+        (r#"{"input_ids": [5, 6, 320], "loss_mask": [0, 1, 1]}"#, "token 320 is not in the model's vocabulary"),
         (r#"{"messages": [{"role": "user", "content": "Hi"}]}"#, "add the answer"),
         (r#"{"messages": [{"content": "Hi"}]}"#, "message 1: it has no `role`"),
         (r#"{"messages": [{"role": "user"}]}"#, "message 1: it has no text in `content`"),

@@ -94,3 +94,50 @@ fn what_cannot_be_merged_is_said() {
     let file = directory.path().join("model.safetensors");
     assert!(said(TrainingMode::Joint, &file).contains("cannot write"));
 }
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_merge_that_fails_leaves_nothing_behind_and_can_be_repeated() {
+    let base = Checkpoint::open(&model("tiny-llama")).unwrap();
+    let adapter = adapter(&base, TrainingMode::Joint);
+    for blocked in ["config.json", "tokenizer.json", "model.partial"] {
+        let directory = tempfile::tempdir().unwrap();
+        let in_the_way = directory.path().join(blocked);
+        std::fs::create_dir_all(in_the_way.join("full")).unwrap();
+        let error = merge(&base, &adapter, directory.path()).unwrap_err().to_string();
+        assert!(error.contains("cannot write") && error.contains("--output"), "{blocked}: {error}");
+        assert_eq!(names(directory.path()), [blocked]);
+        std::fs::remove_dir_all(&in_the_way).unwrap();
+        merge(&base, &adapter, directory.path()).unwrap();
+        Checkpoint::open(directory.path()).unwrap();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_keeps_no_part_of_the_weights() {
+    let base = Checkpoint::open(&model("tiny-llama")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/full", directory.path().join("model.partial")).unwrap();
+    let error = merge(&base, &adapter(&base, TrainingMode::Joint), directory.path()).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("No space left"), "{error}: {cause}");
+    assert_eq!(names(directory.path()), [""; 0]);
+}
+
+#[test]
+fn weights_that_are_there_are_never_written_over() {
+    let base = Checkpoint::open(&model("tiny-llama")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("model-00001-of-00002.safetensors"), b"mine").unwrap();
+    std::fs::write(directory.path().join("config.json"), b"mine").unwrap();
+    let error = merge(&base, &adapter(&base, TrainingMode::Joint), directory.path()).unwrap_err().to_string();
+    assert!(error.contains("model-00001-of-00002.safetensors exists; choose another directory"), "{error}");
+    assert_eq!(std::fs::read(directory.path().join("config.json")).unwrap(), b"mine");
+}

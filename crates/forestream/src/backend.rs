@@ -30,7 +30,7 @@ pub static BACKENDS: &[Backend] = &[
     Backend {
         name: "cpu",
         summary: "the engine: fast on the processor",
-        settings: &[Setting::Threads, Setting::Isa],
+        settings: &[Setting::Threads, Setting::Isa, Setting::MergeAdapter],
         place: |options| {
             let LoadOptions { num_threads, isa } = load_options(options);
             Place { kernels: isa.name(), threads: num_threads }
@@ -60,16 +60,18 @@ enum Setting {
     Threads,
     Isa,
     Device,
+    MergeAdapter,
 }
 
 impl Setting {
-    const ALL: [Self; 3] = [Self::Threads, Self::Isa, Self::Device];
+    const ALL: [Self; 4] = [Self::Threads, Self::Isa, Self::Device, Self::MergeAdapter];
 
     const fn flag(self) -> &'static str {
         match self {
             Self::Threads => "--threads",
             Self::Isa => "--isa",
             Self::Device => "--device",
+            Self::MergeAdapter => "--merge-adapter",
         }
     }
 
@@ -78,6 +80,7 @@ impl Setting {
             Self::Threads => options.threads.is_some(),
             Self::Isa => options.isa.is_some(),
             Self::Device => options.device.is_some(),
+            Self::MergeAdapter => options.merge_adapter,
         }
     }
 }
@@ -137,7 +140,10 @@ fn load_cpu(
 ) -> Result<Arc<dyn Model>, Error> {
     let mut model = CpuModel::load(checkpoint, load_options(options))?;
     if let Some(adapter) = adapter {
-        model.attach(adapter, checkpoint)?;
+        match options.merge_adapter {
+            true => model.attach_merged(adapter, checkpoint)?,
+            false => model.attach(adapter, checkpoint)?,
+        }
     }
     Ok(Arc::new(model))
 }

@@ -12,7 +12,7 @@ use std::{fs, io};
 
 use forestream_decode::{CostCurve, DecodeError};
 use forestream_model::streams::{Adapter, MainLoraConfig, StreamConfig};
-use forestream_model::{Checkpoint, Format, Model};
+use forestream_model::{Checkpoint, Model};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -53,12 +53,7 @@ pub(crate) struct CostCurveKey {
 
 impl CostCurveKey {
     /// The key of a model on this machine.
-    pub(crate) fn new(
-        checkpoint: &Checkpoint,
-        quantize: Option<Format>,
-        place: Place,
-        adapter: Option<&Adapter>,
-    ) -> Self {
+    pub(crate) fn new(checkpoint: &Checkpoint, weight_format: String, place: Place, adapter: Option<&Adapter>) -> Self {
         Self {
             version: VERSION,
             program: format!(
@@ -70,7 +65,7 @@ impl CostCurveKey {
             isa: place.kernels.to_owned(),
             threads: place.threads,
             model: checkpoint.fingerprint(),
-            format: quantize.map_or_else(|| "as stored".to_owned(), |format| format.to_string()),
+            format: weight_format,
             streams: adapter.map(|adapter| adapter.config.streams.clone()),
             main_lora: adapter.and_then(|adapter| adapter.config.main_lora.clone()),
         }
@@ -81,7 +76,7 @@ impl CostCurveKey {
         &self.model
     }
 
-    /// The format that float weights were stored in while loading.
+    /// How its weights are stored.
     pub(crate) fn format(&self) -> &str {
         &self.format
     }

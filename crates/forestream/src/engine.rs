@@ -38,6 +38,10 @@ pub struct EngineOptions {
     pub quantize: Option<Format>,
     /// The speculative streams that the model gets. They never change a token of a lossless adapter's base.
     pub adapter: AdapterChoice,
+    /// Whether a task that the adapter carries becomes part of the weights, see [`CpuModel::attach_merged`].
+    ///
+    /// [`CpuModel::attach_merged`]: forestream_model::CpuModel::attach_merged
+    pub merge_adapter: bool,
     /// Where measured cost curves are kept; `None` measures them again each time.
     pub cost_curve_directory: Option<PathBuf>,
 }
@@ -75,7 +79,11 @@ impl Engine {
         };
         let place = options.backend.place(options);
         let adapter = adapters::choose(&options.adapter, &checkpoint)?;
-        let cost_curve_key = CostCurveKey::new(&checkpoint, options.quantize, place, adapter.as_ref());
+        if options.merge_adapter && adapter.as_ref().is_none_or(|adapter| adapter.config.main_lora.is_none()) {
+            return Err(Error::NothingToMerge);
+        }
+        let weights = weight_format(options);
+        let cost_curve_key = CostCurveKey::new(&checkpoint, weights, place, adapter.as_ref());
         checkpoint.release(); // what the tokenizer and the key have read need not stay in memory beside the weights
         Ok(Self {
             model: options.backend.load(&checkpoint, options, adapter)?,
@@ -105,7 +113,7 @@ impl Engine {
         self.cost_curve_key.fingerprint()
     }
 
-    /// The format that float weights were given while loading, or `as stored`.
+    /// The format that weights were given while loading, or `as stored`; and whether a task was merged into them.
     pub fn weight_format(&self) -> &str {
         self.cost_curve_key.format()
     }
@@ -231,6 +239,12 @@ impl fmt::Debug for Engine {
             .field("ctx_size", &self.ctx_size)
             .finish_non_exhaustive()
     }
+}
+
+/// How weights are stored, for reports and whatever depends on it.
+fn weight_format(options: &EngineOptions) -> String {
+    let format = options.quantize.map_or_else(|| "as stored".to_owned(), |format| format.to_string());
+    if options.merge_adapter { format + ", adapter merged" } else { format }
 }
 
 /// The name of a file without its extension, or of a directory.

@@ -71,6 +71,11 @@ pub enum Error {
         /// The context.
         ctx_size: usize,
     },
+    /// An adapter that carries no task.
+    #[error(
+        "there is nothing to merge: --merge-adapter needs an --adapter of joint mode, which changes the model itself"
+    )]
+    NothingToMerge,
     /// One prompt of several cannot be used.
     #[error("prompt {number}")]
     Prompt {

@@ -462,6 +462,7 @@ fn an_adapter_gives_streams_and_a_wrong_one_is_refused() {
     }
     generate(&tiny_model("tiny-qwen2"), &["--adapter", adapter])
         .assert_error(1, &["adapter_config.json", "trained for"]);
+    generate(&model, &["--adapter", adapter, "--merge-adapter"]).assert_error(1, &["nothing to merge", "joint"]);
     generate(&model, &["--adapter", "/nowhere"]).assert_error(1, &["/nowhere"]);
     generate(&model, &["--spec-type", "streaming"]).assert_error(1, &["needs a trained adapter", "--adapter"]);
 }

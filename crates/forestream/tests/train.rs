@@ -55,7 +55,7 @@ fn one_command_makes_an_adapter_that_drafts() {
     assert!(command.contains("--data mine.jsonl") && !command.contains('/'), "{command}");
 
     let again = train(&sandbox, &data, &output, "");
-    again.assert_error(1, &["--resume", "checkpoint.safetensors"]);
+    again.assert_error(1, &["checkpoint.safetensors", "finished run", "--init-from"]);
     train(&sandbox, &data, &output, "--resume").assert_success();
 
     let (model, adapter) = (tiny_model("tiny-llama"), output.to_str().unwrap());
@@ -129,6 +129,14 @@ fn joint_mode_teaches_a_task_by_its_name() {
     let both: Value = serde_json::from_slice(&text).unwrap();
     assert_eq!(both["previous"], provenance, "the card of the second run knows the first");
 
+    let streams_alone =
+        train(&sandbox, &data, &sandbox.path("alone"), &format!("--task e2e --init-from {adapter} --dry-run"));
+    assert!(
+        streams_alone.assert_success().stderr.contains("--adapter in place of --init-from"),
+        "the task is left out"
+    );
+    assert!(!run.stderr.contains("in place of"), "with --adapter it is kept: {}", run.stderr);
+
     let merged = sandbox.path("merged");
     let merge = || sandbox.run(&["merge", "-m", &model, "--adapter", adapter, "-o", merged.to_str().unwrap()]);
     assert!(merge().assert_success().stdout.contains("model.safetensors, config.json"), "what was written is said");
@@ -148,7 +156,7 @@ fn a_run_that_starts_from_an_adapter_takes_its_sizes() {
         let arguments = ["train", "-m", &model, "--data", &data, "--init-from", from, "-o", to, "--steps", "2"];
         sandbox.run(&[arguments.as_slice(), more].concat())
     };
-    on(&["--num-streams", "3"]).assert_error(1, &["`stream_embeddings`", "leave out the flags for sizes"]);
+    on(&["--sampler-size", "4"]).assert_error(1, &["`sampler.down_proj.weight`", "leave out the flags for sizes"]);
     on(&["--preset", "paper", "--num-msa-layers", "1"]).assert_error(1, &["leave out the flag"]);
     on(&[]).assert_success();
     let config = |directory: &Path| -> Value {

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use forestream_kernels::{PackedMatrix, RowOrder};
 use forestream_kernels::formats::Format;
+use forestream_kernels::{PackedMatrix, RowOrder};
 
 use super::contents::{Contents, TensorInfo};
 use super::fingerprint;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod adapter_files;
+mod merged;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -562,6 +563,11 @@ fn the_paper_counts_are_reproduced() {
         early_exit_rank: None,
     };
     let lora = LoraConfig { rank: 8, alpha: 16.0, target_modules: vec![Projection::QProj, Projection::VProj] };
-    let lossless = AdapterConfig { streams: plain, lora: Some(lora), ..config(&checkpoint, 3, 4) };
+    let lossless = AdapterConfig { streams: plain.clone(), lora: Some(lora), ..config(&checkpoint, 3, 4) };
     assert_eq!(lossless.num_parameters(&base), 536_576);
+    // The paper's table of applications: four stream embeddings and an early exit of rank 8, without low-rank changes.
+    let application = StreamConfig { num_streams: 4, early_exit_rank: Some(8), ..plain };
+    let application = AdapterConfig { streams: application, lora: None, ..config(&checkpoint, 4, 4) };
+    assert_eq!(application.num_parameters(&base), 81_920);
+    assert_eq!(application.num_parameters(&DecoderConfig { hidden_size: 3072, ..base }), 61_440);
 }

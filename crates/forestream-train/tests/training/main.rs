@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod narrow;
+mod output;
 
 use std::path::{Path, PathBuf};
 
@@ -544,7 +545,8 @@ fn what_cannot_be_trained_or_written_is_an_error() {
     let output = directory.path().join("exploding");
     let error =
         Trainer::new(job(&base, &output, exploding)).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap_err();
-    assert!(error.to_string().contains("lower --lr"), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("with a lower --lr in another --output") && error.contains("kept adapter"), "{error}");
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub(crate) fn engine_options(args: &ModelArgs, backend: &BackendArgs, spec_types
         isa: args.isa,
         quantize: args.quantize,
         adapter,
+        merge_adapter: args.merge_adapter,
         cost_curve_directory: Some(cache_directory(&args.store).join("cost-curves")),
     }
 }

@@ -99,6 +99,9 @@ pub(crate) struct ModelArgs {
     /// Directory of a trained adapter [default: the one that comes with the program, if it knows the model]
     #[arg(long, alias = "lora", value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Add the task of a joint adapter to the weights while loading, instead of computing it beside them
+    #[arg(long)]
+    pub(crate) merge_adapter: bool,
     /// Store all matrices in this format while loading: q8_0, q4_1, ...
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub(crate) quantize: Option<Format>,

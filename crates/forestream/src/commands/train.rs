@@ -66,6 +66,13 @@ fn plan(trainer: &Trainer) -> Vec<String> {
             main.num_layers, main.lora.rank
         ));
     }
+    if trainer.leaves_out_main_changes() {
+        lines.push(
+            "the adapter to start from also changes the model itself; that is left out, and --adapter in place of \
+             --init-from keeps it"
+                .to_owned(),
+        );
+    }
     let streams = &trainer.adapter().streams;
     lines.push(format!(
         "{} streams in the top {} layers{}, {} trained parameters, {} steps",
