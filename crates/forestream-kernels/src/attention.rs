@@ -225,6 +225,7 @@ unsafe fn sweep<S: Simd, W: Sweep>(job: &Attention<'_>, widened: &mut [f32], wor
     let num_blocks = job.num_slots() / BLOCK_SLOTS;
     for block_index in 0..num_blocks {
         let block = W::half(job.blocks, block_index);
+        assert_eq!(block.len(), job.head_dim * BLOCK_SLOTS, "a block has the keys or values of all its slots");
         if block_index + 1 < num_blocks {
             prefetch(W::half(job.blocks, block_index + 1));
         }

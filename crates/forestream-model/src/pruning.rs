@@ -59,6 +59,7 @@ impl Passing {
         self.order.extend(tree.node_ids());
         let reach = |node: &NodeId| self.reach[node.index()];
         self.order.sort_unstable_by(|a, b| reach(b).total_cmp(&reach(a)).then(a.cmp(b)));
+        self.goes_on[NodeId::ROOT.index()] = true; // whatever the count, and wherever reaches that are no numbers are sorted
         for node in self.order.iter().take(count) {
             self.goes_on[node.index()] = true;
         }
@@ -100,7 +101,7 @@ mod tests {
         // Paths: 1: 0.5, 2: 0.4, 3: 0.5 * 0.2 = 0.1, 4: 0.4 * 0.9 = 0.36, 5: 0.1 * 1.0 = 0.1.
         let (parents, probabilities) = ([0, 0, 1, 2, 3], [0.5, 0.4, 0.2, 0.9, 1.0]);
         let best = |count| decide(Pruning::Best(count), &parents, &probabilities);
-        assert_eq!(best(1), [0]);
+        assert_eq!((best(0), best(1)), (vec![0], vec![0]));
         assert_eq!(best(3), [0, 1, 2]);
         assert_eq!(best(4), [0, 1, 2, 4]);
         assert_eq!(best(5), [0, 1, 2, 3, 4], "of equals the earlier, which others follow");

@@ -1,7 +1,7 @@
 //! What a run tells while it runs: reports of steps, an observer, and the log of JSON lines.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Seek, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -118,13 +118,11 @@ impl TrainLog {
     pub(crate) fn open(directory: &Path, mut file: File, step: usize) -> Result<Self, TrainError> {
         let path = directory.join(LOG);
         let text = io::read_to_string(&file).map_err(TrainError::read(&path))?;
-        let kept: String = text.split_inclusive('\n').filter(|line| step_of(line).is_some_and(|s| s <= step)).collect();
-        let mut replace = || {
-            file.set_len(0)?;
-            file.rewind()?;
-            file.write_all(kept.as_bytes())
-        };
-        replace().map_err(TrainError::write(&path))?;
+        // Lines are in the order of their steps. They are cut off and not written anew: a run may be killed at any moment.
+        let kept = text.split_inclusive('\n').take_while(|line| step_of(line).is_some_and(|s| s <= step));
+        let len = kept.map(|line| line.len() as u64).sum();
+        let cut = file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len)));
+        cut.map_err(TrainError::write(&path))?;
         Ok(Self { path, file, events: EventFile::open(directory, step)? })
     }
 

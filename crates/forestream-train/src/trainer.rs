@@ -6,7 +6,7 @@ use std::time::Instant;
 use forestream_burn::tensor::Device;
 use forestream_burn::{NamedDevice, StreamBase, StreamWeights};
 use forestream_model::streams::{Adapter, AdapterConfig, TrainingMode};
-use forestream_model::{Checkpoint as BaseCheckpoint, DecoderConfig, LoadOptions, TokenId};
+use forestream_model::{Checkpoint as BaseCheckpoint, DecoderConfig, Format, LoadOptions, TokenId};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -87,6 +87,8 @@ pub enum Outcome {
 pub struct Trainer {
     device: Device,
     decoder: DecoderConfig,
+    /// The format that the base's matrices were given while loading.
+    matrix_format: Option<Format>,
     adapter: AdapterConfig,
     draft_vocabulary: Vec<TokenId>,
     draft_rows: DraftRows,
@@ -179,6 +181,7 @@ impl Trainer {
             progress: Progress::default(),
             device,
             decoder,
+            matrix_format: job.base.matrix_format(),
             adapter,
             draft_vocabulary,
             inner_features: kept,
@@ -245,7 +248,10 @@ impl Trainer {
         self.check_output(start)?;
         match start {
             Start::Resume => self.load_checkpoint()?,
-            Start::Fresh => self.choose_inner_features()?,
+            Start::Fresh => {
+                self.choose_inner_features()?;
+                self.save_checkpoint()?; // so that a run that is killed at any moment can go on
+            }
         }
         let mut log = TrainLog::open(&self.output, log, self.progress.step)?;
         while !self.is_done() {
@@ -496,6 +502,9 @@ impl Trainer {
         let plain = "settings are plain data";
         flatten("", serde_json::to_value(&self.settings).expect(plain), &mut identity);
         flatten("", serde_json::to_value(&self.adapter).expect(plain), &mut identity);
+        if let Some(format) = self.matrix_format {
+            identity.insert("quantize".to_owned(), format.to_string().into());
+        }
         if let Some(fitted) = &self.fitted {
             identity.insert("adapter.sha256".to_owned(), digest(main_tensors(fitted)).into());
         }

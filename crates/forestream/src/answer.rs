@@ -24,6 +24,8 @@ pub struct Answer<'s> {
     token_ids: Vec<TokenId>,
     text: String,
     end: Option<End>,
+    /// Nothing follows an error.
+    has_failed: bool,
     kept_cache: &'s mut Option<KvCache>,
     about: About<'s>,
 }
@@ -49,7 +51,16 @@ impl<'s> Answer<'s> {
         kept_cache: &'s mut Option<KvCache>,
     ) -> Self {
         let generation = Some(generation);
-        Self { generation, text_end, token_ids: Vec::new(), text: String::new(), end: None, kept_cache, about }
+        Self {
+            generation,
+            text_end,
+            token_ids: Vec::new(),
+            text: String::new(),
+            end: None,
+            has_failed: false,
+            kept_cache,
+            about,
+        }
     }
 
     /// The tokens so far.
@@ -91,6 +102,9 @@ impl<'s> Answer<'s> {
             return None;
         }
         let generation = self.generation.as_mut()?;
+        if self.has_failed {
+            return None;
+        }
         match generation.read_prompt() {
             Ok(true) => return Some(Ok(String::new())),
             Ok(false) => {}
@@ -131,8 +145,9 @@ impl Iterator for Answer<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let piece = self.next_piece()?;
-        if let Ok(piece) = &piece {
-            self.text.push_str(piece);
+        match &piece {
+            Ok(piece) => self.text.push_str(piece),
+            Err(_) => self.has_failed = true,
         }
         Some(piece)
     }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use forestream_model::TokenId;
 use serde::Serialize;
 
+use forestream_decode::DecodeError;
+
 use crate::report::ratio;
 use crate::statistics::percentile;
 use crate::{Engine, Error, GenerateOptions, Report};
@@ -124,6 +126,12 @@ pub fn compare(
     repetitions: usize,
     mut progress: impl FnMut(usize) -> KeepGoing,
 ) -> Result<Comparison, Error> {
+    let capacity = engine.ctx_size();
+    if let Some(index) = prompts.iter().position(|prompt| prompt.tokens.len() >= capacity) {
+        let prompt_tokens = prompts[index].tokens.len();
+        let source = Box::new(DecodeError::PromptTooLong { prompt_tokens, capacity }.into());
+        return Err(Error::Prompt { number: index + 1, source }); // before anything is measured, and lost
+    }
     if let Some(prompt) = prompts.first() {
         for options in arms {
             run(engine, prompt, &GenerateOptions { max_tokens: Some(8), ..options.clone() })?; // warm-up

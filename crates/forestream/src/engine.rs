@@ -128,6 +128,13 @@ impl Engine {
         if self.model.streams().is_some() { "ngram,streaming" } else { "ngram" }
     }
 
+    /// A list of strategies with what [`AUTO`] stands for.
+    pub(crate) fn resolve(&self, strategies: &str) -> String {
+        let names = strategies.split([',', '+']).map(str::trim);
+        let names = names.map(|name| if name == AUTO { self.default_strategy() } else { name });
+        names.collect::<Vec<_>>().join(",")
+    }
+
     /// What strategies of this model are built from.
     pub(crate) fn resources(&self, streaming: StreamingOptions) -> Resources {
         let streams = self.model.streams().map(|streams| &streams.adapter().streams);
@@ -137,8 +144,8 @@ impl Engine {
 
     /// Weights that a strategy adds to the model's own.
     pub(crate) fn extra_parameters(&self, strategy: &str) -> u64 {
-        let strategy = if strategy == AUTO { self.default_strategy() } else { strategy };
-        let uses_streams = strategy
+        let uses_streams = self
+            .resolve(strategy)
             .split(['+', ','])
             .any(|name| strategies::find(name.trim()).is_ok_and(|strategy| strategy.requires == Requires::Streams));
         self.model.streams().filter(|_| uses_streams).map_or(0, |streams| streams.num_parameters() as u64)

@@ -131,11 +131,8 @@ impl<'e> Session<'e> {
         trace: Option<&'s Trace<'_>>,
     ) -> Result<Answer<'s>, Error> {
         let engine = self.engine;
-        let strategy = match options.strategy.as_str() {
-            AUTO => engine.default_strategy(),
-            strategy => strategy,
-        };
-        let drafter = strategies::build(strategy, &engine.resources(options.streaming))?;
+        let strategy = engine.resolve(&options.strategy);
+        let drafter = strategies::build(&strategy, &engine.resources(options.streaming))?;
         let stops = StopStrings::new(options.stop.clone())?;
         let budget = match options.budget {
             _ if strategy == "none" => Budget::Fixed(1),

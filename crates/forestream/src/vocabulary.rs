@@ -33,12 +33,14 @@ pub(crate) fn tokenizer_of(contents: &Contents) -> Result<Tokenizer, Error> {
 
 /// The vocabulary beside a llama2.c checkpoint: `tokenizer.bin`, `tok512.bin` or the like.
 fn llama2c_vocabulary(path: &Path) -> Option<PathBuf> {
-    let entries = path.parent().filter(|_| path.is_file())?.read_dir().ok()?;
+    let directory = path.parent().filter(|_| path.is_file())?;
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let entries = directory.read_dir().ok()?;
     let is_vocabulary = |file: &PathBuf| {
         let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
         name.starts_with("tok") && file.extension() == Some(OsStr::new("bin"))
     };
-    entries.flatten().map(|entry| entry.path()).find(is_vocabulary)
+    entries.flatten().map(|entry| entry.path()).filter(is_vocabulary).min()
 }
 
 fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<GgufVocabulary, Error> {

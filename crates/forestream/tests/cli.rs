@@ -340,6 +340,8 @@ fn bench_measures_what_it_is_asked_for() {
         assert_eq!(run.assert_success().stdout.lines().count(), lines, "{format}");
     }
     let huge = usize::MAX.to_string();
+    let prompts_alone = ["bench", "-m", &model, "-p", "8", "-n", "0", "-b", "0", "-r", "1", "-d", &huge];
+    sandbox.run(&prompts_alone).assert_success();
     for (more, expected) in [
         (&["-d", "8", "-p", "600", "-c", "512"][..], "pp600 needs 600"),
         (&["-d", "8", "-n", "60", "-p", "0", "-c", "64"], "tg60 needs 68"),
@@ -435,6 +437,11 @@ fn an_adapter_gives_streams_and_a_wrong_one_is_refused() {
         sandbox.run(&[&["generate", "-m", model, "-p", "hi", "-n", "12", "-s", "7", "-o", "json"], more].concat())
     };
     let plain = generate(&model, &["--spec-type", "none"]).json();
+    for list in ["auto,ngram", "streaming,streaming"] {
+        let to_the_end = ["--spec-type", list, "--adapter", adapter, "-n", "-1", "-c", "60", "--ignore-eos"];
+        let run = sandbox.run(&[&["generate", "-m", &model, "-p", "hi", "-o", "json"], &to_the_end[..]].concat());
+        assert_eq!(run.json()["finish_reason"], "length", "{list}");
+    }
     let report = generate(&model, &["--adapter", adapter]).json();
     assert_eq!(report["speculative"]["strategy"], "ngram,streaming");
     assert_eq!(report["token_ids"], plain["token_ids"]);

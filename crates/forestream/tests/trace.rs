@@ -1,12 +1,15 @@
 //! `generate --trace`: a page that shows what happened, and no text that could become markup.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stderr, reason = "a skipped check says so")]
 
 #[path = "support/adapter.rs"]
 mod adapter;
 mod support;
 
+use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use forestream::trace::{Stage, TracedPass};
@@ -14,7 +17,7 @@ use forestream::{
     AdapterChoice, Engine, EngineOptions, GenerateOptions, Pruning, Report, SamplingSettings, StreamingOptions,
     TokenId, Trace,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{Sandbox, tiny_model};
 
 const TEXT: &str = "one two three one two three </script><script>alert('x')</script> <!-- & \" one two";
@@ -102,6 +105,126 @@ fn no_text_ends_the_script_of_the_page() {
     let emitted = data["passes"].as_array().unwrap().iter().flat_map(|pass| pass["emitted"].as_array().unwrap());
     let text: String = emitted.map(|token| token["text"].as_str().unwrap()).collect();
     assert_eq!(text, report.text);
+}
+
+/// The texts of the tokens on a page, and how many tokens the answer does not have.
+fn shown_text(data: &Value) -> (String, usize) {
+    let passes = data["passes"].as_array().unwrap();
+    let emitted: Vec<_> = passes.iter().flat_map(|pass| pass["emitted"].as_array().unwrap()).collect();
+    let num_dropped = emitted.iter().filter(|token| token["is_dropped"] == true).count();
+    (emitted.iter().map(|token| token["text"].as_str().unwrap()).collect(), num_dropped)
+}
+
+#[test]
+fn the_page_ends_where_a_stop_string_ends_the_answer() {
+    let sandbox = Sandbox::new();
+    let engine = engine(&sandbox);
+    let prompt = engine.session().plain_prompt(TEXT).unwrap();
+    let options = options("ngram");
+    let whole = traced(&engine, &prompt, &options).0.text;
+    let letters: Vec<char> = whole.chars().collect();
+    let mut stopped_within_a_pass = None;
+    for num_letters in (4..letters.len().min(40)).step_by(3) {
+        let stop = vec![letters[num_letters - 4..num_letters].iter().collect()];
+        let (report, passes, page) = traced(&engine, &prompt, &GenerateOptions { stop, ..options.clone() });
+        let (text, dropped) = shown_text(&data(&page));
+        assert_eq!(text, report.text);
+        let num_emitted: usize = passes.iter().map(|pass| pass.emitted.len()).sum();
+        assert_eq!(num_emitted - dropped, report.token_ids.len());
+        if dropped > 0 && !report.text.is_empty() {
+            stopped_within_a_pass = Some((report.text, page));
+        }
+    }
+    let (text, page) = stopped_within_a_pass.expect("the test must stop within passes");
+    let Some(shown) = shown(&sandbox, &page) else { return eprintln!("skipped: no node on this machine") };
+    assert_eq!(shown["answer"], text);
+    assert!(shown["sentence"].as_str().unwrap().contains("The answer ended before the last"), "{shown}");
+}
+
+/// An answer that ends with a stop token which the drafter has guessed: its page, and that token.
+fn guessed_end(engine: &Engine) -> (TokenId, Vec<TracedPass>, String) {
+    let (word, stop) = (*engine.session().plain_prompt("one two").unwrap().last().unwrap(), engine.stop_tokens()[0]);
+    let prompt = [&[word; 9][..], &[stop, 5]].concat();
+    let logit_bias = vec![(word, 1000.0), (stop, 2000.0)];
+    let sampling = SamplingSettings { logit_bias, ..SamplingSettings::default() };
+    let (report, passes, page) =
+        traced(engine, &prompt, &GenerateOptions { sampling, min_tokens: 7, ..options("ngram") });
+    assert_eq!((report.token_ids.len(), report.finish_reason.as_str()), (8, "stop"));
+    (stop, passes, page)
+}
+
+#[test]
+fn a_guessed_stop_token_was_right() {
+    let sandbox = Sandbox::new();
+    let engine = engine(&sandbox);
+    let (stop, passes, page) = guessed_end(&engine);
+    let (pass, data) = (passes.last().unwrap(), data(&page));
+    let nodes = data["passes"][passes.len() - 1]["nodes"].as_array().unwrap();
+    let is_end = |node: usize| pass.nodes[node].parent == pass.path.last().copied() && pass.nodes[node].token == stop;
+    let end = (1..nodes.len()).find(|&node| is_end(node)).expect("the drafter guesses the end");
+    for (index, node) in nodes.iter().enumerate() {
+        let expected = match index {
+            0 => "root",
+            _ if index == end || pass.path.contains(&index) => "accepted",
+            _ => "rejected",
+        };
+        assert_eq!(node["kind"], expected, "node {index} of {pass:?}");
+    }
+}
+
+/// A browser as far as the page's script needs one: reads the page, chooses the last pass, and writes what is seen of it.
+const BROWSER: &str = r#"
+class Node {
+  constructor() { this.children = []; this.attributes = {}; this.style = {}; this.classList = { add() {}, remove() {} }; }
+  append(...children) { this.children.push(...children); }
+  replaceChildren(...children) { this.children = children; }
+  setAttribute(name, value) { this.attributes[name] = value; }
+  addEventListener() {}
+  getContext() { return { measureText: (text) => ({ width: text.length }) }; }
+  get textContent() { return this.children.map((child) => child.textContent ?? child).join(""); }
+  set textContent(text) { this.children = [text]; }
+}
+const page = require("fs").readFileSync(0, "utf8");
+const [data, script] = [...page.matchAll(/<script[^>]*>([^]*?)<\/script>/g)].map((match) => match[1]);
+const elements = {};
+const document = {
+  getElementById: (id) => (elements[id] ??= new Node()),
+  createElement: () => new Node(),
+  createElementNS: () => new Node(),
+  addEventListener() {},
+};
+document.getElementById("data").textContent = data;
+new Function("document", "Node", script + "\nchoose(data.passes.length - 1);")(document, Node);
+const boxes = elements["tree"].children[0].children.filter((child) => child.children.length > 0);
+console.log(JSON.stringify({
+  answer: elements["answer"].textContent,
+  sentence: elements["sentence"].textContent,
+  boxes: boxes.map((box) => [box.attributes.class, box.children[1].textContent]),
+}));
+"#;
+
+/// What a browser shows of a page; nothing where there is no node to run its script with.
+fn shown(sandbox: &Sandbox, page: &str) -> Option<Value> {
+    let path = sandbox.path("page.html");
+    std::fs::write(&path, page).unwrap();
+    let node = Command::new("node").args(["-e", BROWSER]).stdin(File::open(&path).unwrap()).output().ok()?;
+    assert!(node.status.success(), "{}", String::from_utf8_lossy(&node.stderr));
+    Some(serde_json::from_slice(&node.stdout).unwrap())
+}
+
+#[test]
+fn a_guessed_stop_token_is_drawn_once() {
+    let sandbox = Sandbox::new();
+    let engine = engine(&sandbox);
+    let (stop, passes, page) = guessed_end(&engine);
+    let Some(shown) = shown(&sandbox, &page) else { return eprintln!("skipped: no node on this machine") };
+    let piece = engine.tokenizer().piece(stop).unwrap();
+    let (boxes, pass) = (shown["boxes"].as_array().unwrap(), passes.last().unwrap());
+    assert_eq!(boxes.len(), pass.nodes.len(), "no box besides the guesses: {shown}");
+    let is_right = |shown: &&Value| **shown == json!(["accepted", piece]);
+    assert_eq!(boxes.iter().filter(is_right).count(), 1, "{shown}");
+    let sentence = shown["sentence"].as_str().unwrap();
+    assert!(sentence.contains("had been guessed too") && !sentence.contains("none was right"), "{sentence}");
 }
 
 #[test]

@@ -12,8 +12,8 @@ pub(crate) fn weigh(logits: &[f32], (temperature, max): (f32, f32), k: usize, di
     candidates.clear();
     let mut floor = f32::NEG_INFINITY;
     for (token, &logit) in logits.iter().enumerate() {
-        // An equal later token has a higher id, so it never displaces one of the best k.
-        if logit > floor || candidates.len() < k {
+        // An equal later token has a higher id, so it never displaces one of the best k. No number is no candidate.
+        if logit > floor || (candidates.len() < k && !logit.is_nan()) {
             candidates.push(Candidate { token: token as TokenId, log_weight: logit, weight: 0.0 });
             if candidates.len() >= 4 * k {
                 floor = keep_best(candidates, k);
@@ -39,4 +39,21 @@ fn keep_best(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     let floor = last.log_weight;
     candidates.truncate(k);
     floor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_is_no_candidate() {
+        let mut logits = vec![f32::NAN; 40];
+        logits.extend([1.0, 3.0, 2.0]);
+        for k in [1, 2, 40] {
+            let mut distribution = Distribution::default();
+            weigh(&logits, (1.0, 3.0), k, &mut distribution);
+            let tokens: Vec<TokenId> = distribution.candidates.iter().map(|candidate| candidate.token).collect();
+            assert_eq!(tokens, [41, 42, 40][..k.min(3)], "top {k}");
+        }
+    }
 }

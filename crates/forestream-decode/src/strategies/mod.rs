@@ -80,13 +80,19 @@ pub fn find(name: &str) -> Result<&'static Strategy, DecodeError> {
     })
 }
 
-/// A drafter for one sequence from names joined by commas or plus signs; several are combined.
+/// A drafter for one sequence from names joined by commas or plus signs; several are combined, and a repeated name counts once.
 ///
 /// # Errors
 /// [`DecodeError::UnknownStrategy`], or what a strategy says when something that it needs is missing.
 pub fn build(names: &str, resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
-    let names = names.split([',', '+']).map(str::trim);
-    let mut drafters = names.map(|name| find(name)?.drafter(resources)).collect::<Result<Vec<_>, _>>()?;
+    let mut strategies: Vec<&Strategy> = Vec::new();
+    for name in names.split([',', '+']) {
+        let strategy = find(name.trim())?;
+        if !strategies.iter().any(|other| other.name == strategy.name) {
+            strategies.push(strategy);
+        }
+    }
+    let mut drafters = strategies.iter().map(|it| it.drafter(resources)).collect::<Result<Vec<_>, _>>()?;
     Ok(match drafters.len() {
         1 => drafters.remove(0),
         _ => Box::new(Combined::new(drafters)),

@@ -28,6 +28,8 @@ const MAX_SUFFIXES: usize = 4;
 const MAX_CONTINUATIONS: usize = 32;
 /// Less probable nodes are not worth their place in the queue.
 const MIN_SCORE: f32 = 0.01;
+/// Memory is taken at once for contexts up to this length; longer texts take more as they grow.
+const LONGEST_RESERVED: usize = 1 << 17;
 /// Room in the queue: scores of one depth add up to 1 at most, so 100 candidates of it reach [`MIN_SCORE`].
 const QUEUE_CAPACITY: usize = 2048;
 
@@ -89,8 +91,9 @@ impl Ngram {
             self.text.clear();
         }
         if self.text.is_empty() {
-            self.automaton.reserve(capacity + 1);
-            self.text.reserve(capacity + 1);
+            let len = capacity.min(LONGEST_RESERVED) + 1;
+            self.automaton.reserve(len);
+            self.text.reserve(len);
         }
         for &token in &context[self.text.len()..] {
             self.learn(token);

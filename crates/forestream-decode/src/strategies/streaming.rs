@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The logits of a depth are the stream's own plus what the concrete parent adds. A child's score is its parent's times the
-//! calibrated probability of the proposal, so that the tree is ranked path by path; the budget keeps the best nodes.
+//! calibrated probability of the proposal, so that the tree is ranked path by path; the budget keeps the best nodes. Scores
+//! fall along every path, so a node that the budget drops among those of its depth and above has no descendant that it keeps.
 //! Source: Speculative Streaming (arXiv 2402.11131); best-first trees: `DDTree` (arXiv 2604.12989); `docs/speculative-streaming.md`.
 
 use forestream_model::streams::{Anchor, Calibration, Streams};
@@ -101,7 +102,10 @@ pub struct Streaming {
     sums: Vec<f32>,
     /// Nodes of the depth above, best first.
     parents: Vec<Parent>,
-    children: Vec<Parent>,
+    /// What the parents propose.
+    children: Vec<Child>,
+    /// Scores of the nodes so far that the budget can keep, falling.
+    kept_scores: Vec<f32>,
     tokens: Vec<TokenId>,
     proposals: Vec<Proposal>,
 }
@@ -112,6 +116,16 @@ struct Parent {
     node: NodeId,
     token: TokenId,
     score: f32,
+}
+
+/// A node that may be added below `parent`.
+#[derive(Clone, Copy, Debug)]
+struct Child {
+    parent: NodeId,
+    token: TokenId,
+    score: f32,
+    /// Of equal scores the first one counts.
+    order: usize,
 }
 
 /// A column of the logits that is not negligible.
@@ -138,6 +152,7 @@ impl Streaming {
             sums: Vec::new(),
             parents: Vec::new(),
             children: Vec::new(),
+            kept_scores: Vec::new(),
             tokens: Vec::new(),
             proposals: Vec::new(),
         }
@@ -157,29 +172,27 @@ impl Streaming {
     fn grow(&mut self, streams: &dyn Streams, logits: &[f32], limits: Limits, draft: &mut Draft) {
         self.parents.clear();
         self.parents.push(Parent { node: NodeId::ROOT, token: draft.tree().token(NodeId::ROOT), score: 1.0 });
+        self.kept_scores.clear();
+        self.kept_scores.push(1.0);
         let min_score = match self.options.tree {
             TreeShape::BestFirst => limits.min_score.max(MIN_SCORE),
             TreeShape::Static { .. } => 0.0,
         };
+        let limits = Limits { min_score, ..limits };
         for (stream_index, own) in logits.chunks_exact(streams.draft_vocabulary().len()).enumerate() {
-            self.add_depth(streams, (stream_index, own), min_score, draft);
+            self.find_children(streams, (stream_index, own), limits);
+            self.add_children(limits.max_nodes, draft);
             if self.parents.is_empty() {
                 break;
             }
         }
     }
 
-    /// Adds the children of all parents of one depth, and makes the best of them the next parents.
-    fn add_depth(
-        &mut self,
-        streams: &dyn Streams,
-        (stream_index, own): (usize, &[f32]),
-        min_score: f32,
-        draft: &mut Draft,
-    ) {
-        let (max_children, max_parents) = match self.options.tree {
-            TreeShape::BestFirst => (MAX_CHILDREN, MAX_PARENTS),
-            TreeShape::Static { top_k } => (top_k, usize::MAX),
+    /// Finds what all parents of one depth propose.
+    fn find_children(&mut self, streams: &dyn Streams, (stream_index, own): (usize, &[f32]), limits: Limits) {
+        let max_children = match self.options.tree {
+            TreeShape::BestFirst => MAX_CHILDREN,
+            TreeShape::Static { top_k } => top_k,
         };
         let vocabulary = streams.draft_vocabulary();
         let calibration = streams.adapter().calibration.get(stream_index).copied().unwrap_or_default();
@@ -187,8 +200,7 @@ impl Streaming {
         self.tokens.extend(self.parents.iter().map(|parent| parent.token));
         streams.parent_logits(&self.tokens, &mut self.parent_logits);
         self.children.clear();
-        for index in 0..self.parents.len() {
-            let parent = self.parents[index];
+        for (index, parent) in self.parents.iter().enumerate() {
             let added = match self.parent_logits.len() {
                 0 => &[],
                 _ => &self.parent_logits[index * vocabulary.len()..][..vocabulary.len()],
@@ -196,17 +208,41 @@ impl Streaming {
             let log_sum = find_proposals([own, added], max_children, &mut self.sums, &mut self.proposals);
             for proposal in &self.proposals {
                 let score = parent.score * probability(*proposal, log_sum, calibration);
-                if score < min_score {
+                if score < limits.min_score {
                     break;
                 }
-                let token = vocabulary[proposal.column as usize];
-                let node = draft.push(parent.node, token, score);
-                self.children.push(Parent { node, token, score: draft.score(node) });
+                let (token, order) = (vocabulary[proposal.column as usize], self.children.len());
+                if (token as usize) < limits.vocab_size {
+                    let score = if score > 0.0 { score.min(parent.score) } else { 0.0 }; // as the draft will have it
+                    self.children.push(Child { parent: parent.node, token, score, order });
+                }
             }
         }
-        self.children.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.node.cmp(&b.node)));
-        self.children.truncate(max_parents);
-        std::mem::swap(&mut self.parents, &mut self.children);
+    }
+
+    /// Adds those children that the budget can keep beside the nodes so far, and makes the best of them the next parents.
+    fn add_children(&mut self, max_nodes: usize, draft: &mut Draft) {
+        let max_parents = match self.options.tree {
+            TreeShape::BestFirst => MAX_PARENTS,
+            TreeShape::Static { .. } => usize::MAX,
+        };
+        self.children.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.order.cmp(&b.order)));
+        self.parents.clear();
+        let num_before = self.kept_scores.len();
+        for (index, child) in self.children.iter().enumerate() {
+            // Of equal scores the budget keeps the node that was added first.
+            let num_better = self.kept_scores[..num_before].partition_point(|&score| score >= child.score) + index;
+            if num_better >= max_nodes {
+                break;
+            }
+            let node = draft.push(child.parent, child.token, child.score);
+            self.kept_scores.push(child.score);
+            if self.parents.len() < max_parents {
+                self.parents.push(Parent { node, token: child.token, score: child.score });
+            }
+        }
+        self.kept_scores.sort_unstable_by(|a, b| b.total_cmp(a));
+        self.kept_scores.truncate(max_nodes);
     }
 }
 
@@ -235,7 +271,9 @@ impl Drafter for Streaming {
             self.wait_for(num_streams, request.context);
             return Ok(());
         };
-        draft.add_seconds(request.cost.map_or(0.0, |cost| cost.draft_seconds(num_streams)));
+        // Before verification nobody knew which node would be accepted: the streams of all of them ran.
+        let num_rows = self.fused.len() * streams.adapter().streams.num_streams;
+        draft.add_seconds(request.cost.map_or(0.0, |cost| cost.draft_seconds(num_rows)));
         let mut logits = std::mem::take(&mut self.fused_logits);
         streams.stream_logits(&self.states, first..first + num_streams, &mut logits);
         self.grow(streams, &logits, request.limits, draft);
@@ -342,50 +380,4 @@ fn probability(proposal: Proposal, log_sum: f32, calibration: Calibration) -> f3
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::FakeModel;
-
-    #[test]
-    fn proposals_are_the_best_columns_of_the_sum() {
-        let own: Vec<f32> = (0..100).map(|column| (column * 37 % 100) as f32 * 0.1).collect();
-        let (mut sums, mut proposals) = (Vec::new(), Vec::new());
-        let log_sum = find_proposals([&own, &[]], MAX_CHILDREN, &mut sums, &mut proposals);
-        let exact = own.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
-        assert!((f64::from(log_sum) - exact).abs() < 1e-4, "{log_sum}, {exact}");
-        assert_eq!(proposals.len(), MAX_CHILDREN);
-        assert!(proposals.is_sorted_by(|a, b| a.logit > b.logit));
-        assert!((proposals[0].logit - 9.9).abs() < 1e-6);
-
-        let mut added = vec![0.0; 100];
-        added[3] = 20.0;
-        find_proposals([&own, &added], MAX_CHILDREN, &mut sums, &mut proposals);
-        assert_eq!(proposals[0].column, 3);
-    }
-
-    /// The probability of each token of a chain given the one before, by a model with this calibration of its depths.
-    fn probabilities_along_a_chain(calibration: Vec<Calibration>) -> Vec<f32> {
-        let model = FakeModel::new(40, 6.0).calibrated(calibration);
-        let tree = TreeShape::Static { top_k: 1 };
-        let mut drafter = Streaming::new(StreamingOptions { tree, ..StreamingOptions::default() });
-        let logits = vec![0.0; 3 * model.draft_vocabulary().len()];
-        let limits = Limits { max_nodes: 4, max_depth: 3, vocab_size: 40, min_score: 0.0 };
-        let mut draft = Draft::new(7);
-        drafter.grow(&model, &logits, limits, &mut draft);
-        let scores: Vec<f32> = draft.tree().node_ids().map(|node| draft.score(node)).collect();
-        scores.windows(2).map(|pair| pair[1] / pair[0]).collect()
-    }
-
-    #[test]
-    fn a_proposal_is_rated_by_the_calibration_of_its_depth() {
-        let calibration = [(0.9, -0.1), (0.5, 0.7), (1.4, -1.2)];
-        let calibration = calibration.map(|(slope, intercept)| Calibration { slope, intercept });
-        let own = probabilities_along_a_chain(Vec::new());
-        let rated = probabilities_along_a_chain(calibration.to_vec());
-        assert_eq!((own.len(), rated.len()), (3, 3));
-        for (depth, calibration) in calibration.into_iter().enumerate() {
-            let expected = calibration.apply(own[depth]);
-            assert!((rated[depth] - expected).abs() < 1e-5, "depth {depth}: {} for {expected}", rated[depth]);
-        }
-    }
-}
+mod tests;

@@ -50,7 +50,8 @@ impl WeightMemory {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (mapping, used) = match current.take() {
             Some((mapping, used)) if mapping.len - used >= len => (mapping, used),
-            _ => (Arc::new(Mapping::new(len.max(MAPPING_BYTES))?), 0),
+            // Whole lines, so that what is used never comes to more than there is.
+            _ => (Arc::new(Mapping::new(len.max(MAPPING_BYTES).next_multiple_of(LINE_BYTES))?), 0),
         };
         let region = Region { mapping: Arc::clone(&mapping), offset: used, len };
         *current = Some((mapping, (used + len).next_multiple_of(LINE_BYTES)));
@@ -86,7 +87,8 @@ mod tests {
     #[test]
     fn regions_are_zero_aligned_and_do_not_overlap() {
         let memory = WeightMemory::new();
-        let mut regions: Vec<Region> = [1, 100, 64, 0, 300 << 20, 7].map(|len| memory.take(len).unwrap()).into();
+        let sizes = [1, 100, 64, 0, (300 << 20) + 34, 7];
+        let mut regions: Vec<Region> = sizes.map(|len| memory.take(len).unwrap()).into();
         for (mark, region) in (1..).zip(&mut regions) {
             assert_eq!(region.bytes().as_ptr() as usize % LINE_BYTES, 0);
             assert!(region.bytes().iter().take(1000).all(|&byte| byte == 0));

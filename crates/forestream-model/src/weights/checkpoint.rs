@@ -76,6 +76,11 @@ impl Checkpoint {
         Ok(self)
     }
 
+    /// The format of [`Checkpoint::quantized`], if it was asked for.
+    pub fn matrix_format(&self) -> Option<Format> {
+        self.matrix_format
+    }
+
     /// Sizes and switches.
     pub fn config(&self) -> &DecoderConfig {
         &self.config

@@ -419,6 +419,9 @@ fn resuming_another_run_is_refused_with_the_difference() {
         let error = changed(*change);
         assert!(error.contains(expected) && error.contains("--resume"), "{expected}: {error}");
     }
+    let quantized = self::base().quantized(forestream_model::Format::Q8_0).unwrap();
+    let error = said(job(&quantized, output, settings(5)), Start::Resume);
+    assert!(error.contains("quantize = absent, but now it is \"Q8_0\""), "{error}");
     let error = said(job(&base, output, settings(5)), Start::Fresh);
     assert!(error.contains("--resume") && error.contains(CHECKPOINT), "{error}");
     let error = said(job(&base, &output.join("empty"), settings(5)), Start::Resume);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use forestream_model::streams::Adapter;
-use forestream_train::{CHECKPOINT, LOG, Start, TrainJob, TrainSettings, Trainer};
+use forestream_train::{CHECKPOINT, LOG, Outcome, Start, TrainJob, TrainSettings, Trainer};
 
 use crate::{Watcher, base, job, make_joint, names, settings};
 
@@ -118,4 +118,18 @@ fn changes_of_a_model_that_are_left_out_are_known() {
     let mut on = TrainJob { initial: open(), ..job(&base, &second, settings(1)) };
     make_joint(&mut on);
     assert!(!leaves_out(on));
+}
+
+#[test]
+fn every_setting_comes_back_from_a_checkpoint_as_it_was() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    for (index, depth_decay) in [0.92, 0.97, 0.98].into_iter().enumerate() {
+        let output = directory.path().join(index.to_string());
+        let run = |start, watcher: &mut Watcher| {
+            let settings = TrainSettings { depth_decay, ..settings(2) };
+            Trainer::new(job(&base, &output, settings)).unwrap().run(start, watcher).unwrap()
+        };
+        run(Start::Fresh, &mut Watcher { stop_after: Some(1), ..Watcher::default() });
+        assert!(matches!(run(Start::Resume, &mut Watcher::default()), Outcome::Finished(_)), "{depth_decay}");
+    }
 }

@@ -16,6 +16,8 @@ const byId = (id) => document.getElementById(id);
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 const plural = (count, word, words = `${word}s`) => `${count} ${count === 1 ? word : words}`;
 const numAccepted = (pass) => Math.max(0, pass.emitted.length - 1);
+// A stop token that was guessed: the model's own token and a guess in one.
+const guessedEnd = (pass) => pass.nodes.findIndex((node, index) => node.kind === "accepted" && !pass.path.includes(index));
 const rounds = data.passes.filter((pass) => !pass.is_prompt);
 let chosen = -1;
 
@@ -58,7 +60,7 @@ function showFigures() {
   const figure = (value, meaning) => element("div", "figure", element("b", "", value), element("span", "", meaning));
   byId("about").textContent = `${data.model} · strategy ${data.strategy} · seed ${data.seed} · ${plural(data.threads, "thread")}`;
   byId("figures").append(
-    figure(String(sum(data.passes.map((pass) => pass.emitted.length))), "tokens in the answer"),
+    figure(String(data.passes.flatMap((pass) => pass.emitted).filter((token) => !token.is_dropped).length), "tokens in the answer"),
     figure(String(rounds.length), "passes after the prompt"),
     figure(rounds.length ? (emitted / rounds.length).toFixed(2) : "–", "tokens per pass (1 without drafts)"),
     figure(drafted ? percent(accepted, drafted) : "–", `of ${drafted} guesses accepted`),
@@ -83,7 +85,9 @@ function tokenElement(token, isOwn) {
 function showAnswer() {
   data.passes.forEach((pass, index) => {
     const made = element("span", `token tint${index % NUM_TINTS}`);
-    pass.emitted.forEach((token, place) => made.append(tokenElement(token, place === pass.emitted.length - 1)));
+    pass.emitted.forEach((token, place) => {
+      if (!token.is_dropped) made.append(tokenElement(token, place === pass.emitted.length - 1));
+    });
     made.title = `${passName(index)}: ${plural(numAccepted(pass), "accepted guess", "accepted guesses")} and one token of its own`;
     made.addEventListener("click", () => choose(index));
     byId("answer").append(made);
@@ -94,26 +98,20 @@ function showAnswer() {
 
 // ---- one pass
 
-function kindOf(pass, node, index) {
-  if (index === 0) return "root";
-  if (pass.path.includes(index)) return "accepted";
-  return node.is_probe ? "probe" : node.is_pruned ? "pruned" : "rejected";
-}
-
-// The nodes as a tree of objects, the accepted child of each first, and the model's own token at the end of the path.
+// The nodes as a tree of objects, the accepted child of each first, and the model's own token at the end of the path, unless
+// it is there as a guess.
 function treeOf(pass) {
-  const nodes = pass.nodes.map((node, index) => ({
-    label: visible(node.text), score: node.score, children: [],
-    kind: kindOf(pass, node, index),
-  }));
+  const nodes = pass.nodes.map((node) => ({ label: visible(node.text), score: node.score, children: [], kind: node.kind }));
   pass.nodes.forEach((node, index) => {
     if (node.parent === null) return;
     const siblings = nodes[node.parent].children;
     if (nodes[index].kind === "accepted") siblings.unshift(nodes[index]);
     else siblings.push(nodes[index]);
   });
-  const own = { label: visible(pass.emitted.at(-1).piece), children: [], kind: "own" };
-  nodes[pass.path.at(-1)].children.unshift(own);
+  if (guessedEnd(pass) < 0) {
+    const own = { label: visible(pass.emitted.at(-1).piece), children: [], kind: "own" };
+    nodes[pass.path.at(-1)].children.unshift(own);
+  }
   return nodes[0];
 }
 
@@ -185,8 +183,17 @@ function sentenceOf(pass) {
   const guesses = drafted === 1 ? "One guess was" : `${drafted} guesses were`;
   const cut = dropped > 0 ? ` (${dropped} more were beyond the budget)` : "";
   const accepted = pass.emitted.slice(0, -1).map((token) => `“${visible(token.piece)}”`).join(" ");
-  if (accepted === "") return `${guesses} checked${cut}, none was right. The model's own token: ${own}.`;
-  return `${guesses} checked${cut}, ${numAccepted(pass)} accepted: ${accepted}. Then the model's own token: ${own}.`;
+  const isGuessed = guessedEnd(pass) >= 0;
+  const right = accepted === "" ? (isGuessed ? "" : ", none was right") : `, ${numAccepted(pass)} accepted: ${accepted}`;
+  const last = isGuessed ? `The model's own token ends the text and had been guessed too: ${own}.`
+    : `${accepted === "" ? "The" : "Then the"} model's own token: ${own}.`;
+  return `${guesses} checked${cut}${right}. ${last}${droppedSentence(pass)}`;
+}
+
+function droppedSentence(pass) {
+  const numDropped = pass.emitted.filter((token) => token.is_dropped).length;
+  if (numDropped === 0) return "";
+  return ` The answer ended before the last ${numDropped === 1 ? "token" : `${numDropped} tokens`} of this pass.`;
 }
 
 function timeBar(times) {

@@ -1,0 +1,200 @@
+//! Which trees streams propose, how proposals are rated, and what a pass is charged for.
+
+use forestream_model::Model;
+
+use super::*;
+use crate::random::mix;
+use crate::testing::FakeModel;
+use crate::{Budget, CostCurve, Round, Sequence, SequenceOptions};
+
+const ROOT: TokenId = 7;
+
+/// Limits that hold whole static trees.
+const WIDE: Limits = Limits { max_nodes: usize::MAX, max_depth: 16, vocab_size: 1000, min_score: 0.0 };
+
+/// The logits of streams that tell the tokens a little apart; the same seed gives the same ones.
+fn stream_logits(model: &FakeModel, num_streams: usize, seed: u64) -> Vec<f32> {
+    let logit = |index: usize| (mix((seed << 32) | index as u64) % 64) as f32 / 32.0;
+    (0..num_streams * model.draft_vocabulary().len()).map(logit).collect()
+}
+
+/// What streams with these logits propose after [`ROOT`].
+fn grown(model: &FakeModel, tree: TreeShape, logits: &[f32], limits: Limits) -> Draft {
+    let mut drafter = Streaming::new(StreamingOptions { tree, ..StreamingOptions::default() });
+    let mut draft = Draft::new(ROOT);
+    drafter.grow(model, logits, limits, &mut draft);
+    draft
+}
+
+/// What the budget keeps of `draft`: each node's tokens from the root, and its score.
+fn kept(draft: &Draft, limits: Limits) -> Vec<(Vec<TokenId>, f32)> {
+    let mut kept = Draft::default();
+    draft.cut_into(limits, &mut Vec::new(), &mut kept);
+    let tree = kept.tree();
+    let tokens = |node| tree.path(node).into_iter().map(|node| tree.token(node)).collect::<Vec<_>>();
+    let mut nodes: Vec<_> = tree.node_ids().map(|node| (tokens(node), kept.score(node))).collect();
+    nodes.sort_by(|a, b| a.0.cmp(&b.0));
+    nodes
+}
+
+#[test]
+fn proposals_are_the_best_columns_of_the_sum() {
+    let own: Vec<f32> = (0..100).map(|column| (column * 37 % 100) as f32 * 0.1).collect();
+    let (mut sums, mut proposals) = (Vec::new(), Vec::new());
+    let log_sum = find_proposals([&own, &[]], MAX_CHILDREN, &mut sums, &mut proposals);
+    let exact = own.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+    assert!((f64::from(log_sum) - exact).abs() < 1e-4, "{log_sum}, {exact}");
+    assert_eq!(proposals.len(), MAX_CHILDREN);
+    assert!(proposals.is_sorted_by(|a, b| a.logit > b.logit));
+    assert!((proposals[0].logit - 9.9).abs() < 1e-6);
+
+    let mut added = vec![0.0; 100];
+    added[3] = 20.0;
+    find_proposals([&own, &added], MAX_CHILDREN, &mut sums, &mut proposals);
+    assert_eq!(proposals[0].column, 3);
+}
+
+/// The probability of each token of a chain given the one before, by a model with this calibration of its depths.
+fn probabilities_along_a_chain(calibration: Vec<Calibration>) -> Vec<f32> {
+    let model = FakeModel::new(40, 6.0).calibrated(calibration);
+    let logits = vec![0.0; 3 * model.draft_vocabulary().len()];
+    let limits = Limits { max_nodes: 4, max_depth: 3, vocab_size: 40, min_score: 0.0 };
+    let draft = grown(&model, TreeShape::Static { top_k: 1 }, &logits, limits);
+    let scores: Vec<f32> = draft.tree().node_ids().map(|node| draft.score(node)).collect();
+    scores.windows(2).map(|pair| pair[1] / pair[0]).collect()
+}
+
+#[test]
+fn a_proposal_is_rated_by_the_calibration_of_its_depth() {
+    let calibration = [(0.9, -0.1), (0.5, 0.7), (1.4, -1.2)];
+    let calibration = calibration.map(|(slope, intercept)| Calibration { slope, intercept });
+    let own = probabilities_along_a_chain(Vec::new());
+    let rated = probabilities_along_a_chain(calibration.to_vec());
+    assert_eq!((own.len(), rated.len()), (3, 3));
+    for (depth, calibration) in calibration.into_iter().enumerate() {
+        let expected = calibration.apply(own[depth]);
+        assert!((rated[depth] - expected).abs() < 1e-5, "depth {depth}: {} for {expected}", rated[depth]);
+    }
+}
+
+/// The sizes that the paper's static trees have with so many streams and children.
+#[test]
+fn a_static_tree_that_fits_is_whole() {
+    let model = FakeModel::new(40, 6.0);
+    let cases =
+        [(3, 3, 40), (3, 4, 85), (3, 5, 156), (3, 6, 259), (4, 1, 5), (4, 2, 31), (4, 3, 121), (2, 32, 1 + 32 + 1024)];
+    for (num_streams, top_k, num_nodes) in cases {
+        let logits = stream_logits(&model, num_streams, 1);
+        for max_nodes in [num_nodes, usize::MAX] {
+            let draft = grown(&model, TreeShape::Static { top_k }, &logits, Limits { max_nodes, ..WIDE });
+            assert_eq!(draft.tree().len(), num_nodes, "{num_streams} streams, {top_k} children");
+        }
+    }
+}
+
+#[test]
+fn a_tree_grows_no_larger_than_its_depths_can_be_kept() {
+    let model = FakeModel::new(40, 6.0);
+    let logits = stream_logits(&model, 4, 1);
+    for tree in [TreeShape::Static { top_k: 16 }, TreeShape::Static { top_k: 3 }, TreeShape::BestFirst] {
+        for max_nodes in [1, 2, 16] {
+            let draft = grown(&model, tree, &logits, Limits { max_nodes, ..WIDE });
+            let num_nodes = draft.num_draft_tokens();
+            assert!(num_nodes <= 4 * (max_nodes - 1), "{tree:?}: {num_nodes} nodes of {max_nodes}");
+        }
+    }
+}
+
+/// Equal scores too: with a sharpness of 0 the parent says nothing, and many nodes are as good as others.
+#[test]
+fn a_limited_tree_has_what_the_budget_would_keep_of_the_whole() {
+    for (sharpness, seed) in [(0.0, 1), (0.0, 2), (1.0, 3), (6.0, 4), (18.0, 5)] {
+        let model = FakeModel::new(40, sharpness);
+        for (num_streams, top_k) in [(4, 1), (4, 5), (2, 30)] {
+            let logits = stream_logits(&model, num_streams, seed);
+            let tree = TreeShape::Static { top_k };
+            // From token 30 on there are none: these take no other's place.
+            for (max_nodes, vocab_size) in [(1, 40), (2, 40), (7, 40), (16, 40), (100, 40), (16, 30)] {
+                let limits = Limits { max_nodes, vocab_size, ..WIDE };
+                let whole = grown(&model, tree, &logits, Limits { vocab_size, ..WIDE });
+                let limited = grown(&model, tree, &logits, limits);
+                assert!(limited.tree().len() <= whole.tree().len());
+                assert_eq!(kept(&limited, limits), kept(&whole, limits), "{sharpness} {tree:?} {limits:?}");
+            }
+        }
+    }
+}
+
+/// A node of the whole tree of a small vocabulary.
+struct WholeTree {
+    score: f64,
+    children: Vec<WholeTree>,
+}
+
+impl WholeTree {
+    /// The tree below `token`; scores are products of the probabilities along the path, computed without the drafter.
+    fn new(model: &FakeModel, token: TokenId, score: f64, logits: &[f32]) -> Self {
+        let (own, deeper) = logits.split_at(model.draft_vocabulary().len().min(logits.len()));
+        let mut added = Vec::new();
+        model.parent_logits(&[token], &mut added);
+        let weights: Vec<f64> = own.iter().zip(added).map(|(own, added)| f64::from(own + added).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let child = |(&token, weight): (&TokenId, &f64)| Self::new(model, token, score * weight / sum, deeper);
+        Self { score, children: model.draft_vocabulary().iter().zip(&weights).map(child).collect() }
+    }
+}
+
+/// The greatest sum of scores of any `rest` further nodes, each from `open` or below another of them.
+fn best_total(open: &[&WholeTree], rest: usize) -> f64 {
+    if rest == 0 {
+        return 0.0;
+    }
+    let totals = open.iter().enumerate().map(|(index, node)| {
+        let open: Vec<_> = open[index + 1..].iter().copied().chain(&node.children).collect();
+        node.score + best_total(&open, rest - 1)
+    });
+    totals.fold(f64::NEG_INFINITY, f64::max)
+}
+
+#[test]
+fn no_subtree_promises_more_than_the_best_first_tree() {
+    for (sharpness, seed) in [(0.0, 1), (1.0, 2), (1.0, 3), (2.0, 4), (2.0, 5), (3.0, 6)] {
+        let model = FakeModel::new(3, sharpness);
+        let logits = stream_logits(&model, 3, seed);
+        let whole = WholeTree::new(&model, ROOT, 1.0, &logits);
+        for max_nodes in 1..=7 {
+            let limits = Limits { max_nodes, ..WIDE };
+            let draft = grown(&model, TreeShape::BestFirst, &logits, limits);
+            let nodes = kept(&draft, limits);
+            let (total, best) =
+                (nodes.iter().map(|node| f64::from(node.1)).sum::<f64>(), best_total(&[&whole], max_nodes));
+            assert_eq!(nodes.len(), max_nodes, "{sharpness} {seed}");
+            assert!((total - best).abs() < 1e-4, "{sharpness} {seed}, {max_nodes} nodes: {total} for {best}");
+        }
+    }
+}
+
+/// Nobody knows before verification which node will be accepted, so the streams of all of them run.
+#[test]
+fn a_fused_pass_is_charged_for_the_streams_of_every_node() {
+    let model = FakeModel::new(48, 18.0);
+    let drafter = Streaming::new(StreamingOptions { pass: StreamPass::Fused, ..StreamingOptions::default() });
+    let options = SequenceOptions { max_tokens: 60, ..SequenceOptions::default() };
+    let mut sequence =
+        Sequence::new(model.config(), &[3, 1, 2], model.new_cache(256), Box::new(drafter), options).unwrap();
+    let cost = CostCurve::new(&[(1, 1.0), (32, 1.01)]).unwrap().with_draft_seconds(vec![0.001, 0.002, 0.003]);
+    let mut round = Round::new(Budget::Auto(cost));
+    round.run(&model, &mut [&mut sequence]).unwrap();
+    let (mut num_nodes, mut largest) = (1, 1); // of the prompt, only the last token may be followed
+    while sequence.finish_reason().is_none() {
+        round.run(&model, &mut [&mut sequence]).unwrap();
+        let draft = sequence.draft();
+        if draft.num_draft_tokens() > 0 {
+            let expected = 0.003 * num_nodes as f64;
+            assert!((draft.seconds() - expected).abs() < 1e-9, "{} for {expected}, {num_nodes} nodes", draft.seconds());
+            largest = largest.max(num_nodes);
+        }
+        num_nodes = draft.tree().len();
+    }
+    assert!(largest > 4, "the test must have trees, not {largest} nodes");
+}
