@@ -140,9 +140,10 @@ fn load_cpu(
 ) -> Result<Arc<dyn Model>, Error> {
     let mut model = CpuModel::load(checkpoint, load_options(options))?;
     if let Some(adapter) = adapter {
-        match options.merge_adapter {
-            true => model.attach_merged(adapter, checkpoint)?,
-            false => model.attach(adapter, checkpoint)?,
+        if options.merge_adapter {
+            model.attach_merged(adapter, checkpoint)?;
+        } else {
+            model.attach(adapter, checkpoint)?;
         }
     }
     Ok(Arc::new(model))

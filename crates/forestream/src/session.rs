@@ -159,7 +159,7 @@ impl<'e> Session<'e> {
         let sequence = Sequence::new(engine.config(), prompt, cache, drafter, sequence_options)?;
         let generation = Generation::new(model, sequence, budget);
         let detokenizer = engine.tokenizer().detokenizer_after(prompt);
-        let about = About { model: engine.name(), strategy: strategy.to_owned(), seed: options.sampling.seed };
+        let about = About { model: engine.name(), strategy: strategy.clone(), seed: options.sampling.seed };
         Ok(Answer::new(generation, TextEnd { detokenizer, stops }, about, &mut self.cache))
     }
 }
