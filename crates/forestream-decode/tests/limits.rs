@@ -170,6 +170,21 @@ fn prompt_chunks_change_nothing() {
 }
 
 #[test]
+fn a_prompt_can_be_read_pass_by_pass() {
+    let model = model();
+    let prompt: Vec<TokenId> = (0..10).collect();
+    let sampling = &samplings()[1];
+    let text = plain(&model, &prompt, sampling);
+    let sequence = sequence(&model, &prompt, drafter("ngram"), options(sampling));
+    let mut generation = Generation::new(&model, sequence, Budget::Fixed(8)).prefill_chunk(4);
+    let passes = model.num_passes();
+    let left: Vec<bool> = (0..4).map(|_| generation.read_prompt().unwrap()).collect();
+    assert_eq!(left, [true, true, false, false]);
+    assert_eq!(model.num_passes() - passes, 3, "one pass each, and none where nothing is left");
+    assert_eq!(ids(&mut generation), text);
+}
+
+#[test]
 fn a_later_prompt_reuses_the_rows_of_a_common_beginning() {
     let model = model();
     let sampling = &samplings()[1];

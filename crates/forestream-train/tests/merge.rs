@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 
 use forestream_model::streams::{
@@ -10,6 +12,8 @@ use forestream_model::streams::{
 };
 use forestream_model::{Checkpoint, CpuModel, Hidden, LoadOptions, Model, Outputs, Row, TokenTree};
 use forestream_train::merge;
+
+use support::names;
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models").join(name)
@@ -93,13 +97,6 @@ fn what_cannot_be_merged_is_said() {
     assert!(said(TrainingMode::Joint, directory.path()).contains("choose another directory"));
     let file = directory.path().join("model.safetensors");
     assert!(said(TrainingMode::Joint, &file).contains("cannot write"));
-}
-
-fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]

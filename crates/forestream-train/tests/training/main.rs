@@ -4,6 +4,8 @@
 
 mod narrow;
 mod output;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,7 @@ use forestream_train::{
 use narrow::make_narrow;
 use safetensors::SafeTensors;
 use serde_json::Value;
+use support::names;
 
 /// Keeps the reports, and asks to stop after a step.
 #[derive(Default)]
@@ -168,13 +171,6 @@ fn tensors(output: &Path) -> Vec<(String, Vec<u8>)> {
 
 fn provenance(output: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(output.join("provenance.json")).unwrap()).unwrap()
-}
-
-fn names(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]
