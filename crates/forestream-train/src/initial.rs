@@ -5,13 +5,14 @@ use forestream_burn::tensor::Device;
 use forestream_model::DecoderConfig;
 use forestream_model::streams::{Adapter, AdapterConfig};
 
-use crate::TrainError;
 use crate::adamw::Named;
+use crate::{TrainError, inner_features};
 
 /// Weights of the sizes of `adapter`: those of `initial`, or fresh ones without it.
 ///
 /// The numbers of streams and of their layers may differ from those of `initial`, and an early exit may be new; parts that
-/// `adapter` has no place for are left out. Low-rank changes of further layers begin at nothing, as fresh ones do.
+/// `adapter` has no place for are left out. Low-rank changes of further layers begin at nothing, as fresh ones do. Narrow
+/// streams among wide ones have zeros for the inner features that they do not keep.
 ///
 /// # Errors
 /// If `initial` lacks another tensor that `adapter` has.
@@ -31,6 +32,10 @@ pub(crate) fn initial_weights(
         None => has_no_exit && name.starts_with("early_exit."),
     };
     set_num_streams(&mut initial, adapter.streams.num_streams);
+    if adapter.streams.intermediate_size.is_none() && initial.config.streams.intermediate_size.take().is_some() {
+        let width = decoder.intermediate_size;
+        inner_features::widen(&mut initial.tensors, first_layer, &initial.inner_features, width);
+    }
     let (wanted, given) = (adapter.tensors(decoder), initial.config.tensors(decoder));
     initial.tensors.retain(|name, _| wanted.iter().any(|spec| spec.name == *name));
     initial.tensors.extend(fresh.into_iter().filter(|(name, _)| may_be_fresh(name)));

@@ -14,7 +14,9 @@ use crate::pieces::{Input, PieceMaker};
 /// The energies of so many positions are added up; more move the choice little.
 const MEASURED_POSITIONS: usize = 4000;
 
-/// The inner features that streams with these initial weights keep already; empty where they are to be chosen, or all kept.
+/// The inner features that streams with these initial weights keep already, for their layers from the highest down, in the
+/// order of the layers; empty where all are to be chosen, or all kept. A run may leave out the lowest of these layers, or add
+/// lower ones, for which they are still to be chosen.
 ///
 /// # Errors
 /// Initial weights of another width, and joint mode, whose main rows run through the same layers.
@@ -29,12 +31,8 @@ pub(crate) fn kept_by(initial: Option<&Adapter>, adapter: &AdapterConfig) -> Res
     match initial.and_then(|initial| initial.config.streams.intermediate_size.map(|size| (size, initial))) {
         None => Ok(Vec::new()),
         Some((size, initial)) if wanted == Some(size) => {
-            // A run may leave out the lowest of the adapter's layers.
-            let left_out = initial.inner_features.len().checked_sub(adapter.streams.num_msa_layers);
-            left_out.map(|left_out| initial.inner_features[left_out..].to_vec()).ok_or_else(|| {
-                let problem = "narrow streams get no further layers; start from wide ones, which may become deeper and narrow at once";
-                TrainError::setting("--num-msa-layers", problem)
-            })
+            let left_out = initial.inner_features.len().saturating_sub(adapter.streams.num_msa_layers);
+            Ok(initial.inner_features[left_out..].to_vec())
         }
         Some((size, _)) => {
             let problem = format!("the adapter to start from has streams of {size} inner features; leave out the flag");
@@ -83,23 +81,61 @@ fn greatest(values: &[f64], count: usize) -> Vec<u32> {
 
 /// Drops what the trained tensors of streams have for other inner features; layers are numbered from `first_layer` on.
 pub(crate) fn narrow(weights: &mut Named, first_layer: usize, inner_features: &[Vec<u32>], width: usize) {
-    for (index, features) in inner_features.iter().enumerate() {
-        let mut change = |projection: Projection, which: &str, keep: &dyn Fn(&[f32]) -> Vec<f32>| {
-            let name = format!("layers.{}.{}.lora_{which}.weight", first_layer + index, projection.path());
-            if let Some(values) = weights.get_mut(&name) {
-                *values = keep(values);
-            }
-        };
-        let rows = |values: &[f32]| {
+    resize(weights, first_layer, inner_features, &|values, features, axis| match axis {
+        Axis::Rows => {
             let rank = values.len() / width;
             features.iter().flat_map(|&row| &values[row as usize * rank..][..rank]).copied().collect()
-        };
-        let cols = |values: &[f32]| {
+        }
+        Axis::Cols => {
             values.chunks_exact(width).flat_map(|row| features.iter().map(|&col| row[col as usize])).collect()
-        };
-        change(Projection::GateProj, "B", &rows);
-        change(Projection::UpProj, "B", &rows);
-        change(Projection::DownProj, "A", &cols);
+        }
+    });
+}
+
+/// The other way round: tensors for all `width` inner features, with zeros for those that were not kept.
+pub(crate) fn widen(weights: &mut Named, first_layer: usize, inner_features: &[Vec<u32>], width: usize) {
+    resize(weights, first_layer, inner_features, &|values, features, axis| {
+        let rank = values.len() / features.len();
+        let mut wide = vec![0.0; rank * width];
+        for (kept, &feature) in features.iter().enumerate() {
+            for row in 0..rank {
+                match axis {
+                    Axis::Rows => wide[feature as usize * rank + row] = values[kept * rank + row],
+                    Axis::Cols => wide[row * width + feature as usize] = values[row * features.len() + kept],
+                }
+            }
+        }
+        wide
+    });
+}
+
+/// Where a tensor has its inner features.
+enum Axis {
+    /// `[inner, rank]`, on the way in.
+    Rows,
+    /// `[rank, inner]`, on the way out.
+    Cols,
+}
+
+/// Changes the trained tensors of each layer that have inner features, given those that the layer keeps.
+fn resize(
+    weights: &mut Named,
+    first_layer: usize,
+    inner_features: &[Vec<u32>],
+    change: &dyn Fn(&[f32], &[u32], &Axis) -> Vec<f32>,
+) {
+    const TENSORS: [(Projection, &str, Axis); 3] = [
+        (Projection::GateProj, "lora_B", Axis::Rows),
+        (Projection::UpProj, "lora_B", Axis::Rows),
+        (Projection::DownProj, "lora_A", Axis::Cols),
+    ];
+    for (index, features) in inner_features.iter().enumerate() {
+        for (projection, tensor, axis) in &TENSORS {
+            let name = format!("layers.{}.{}.{tensor}.weight", first_layer + index, projection.path());
+            if let Some(values) = weights.get_mut(&name) {
+                *values = change(values, features, axis);
+            }
+        }
     }
 }
 
@@ -122,10 +158,17 @@ mod tests {
         weights.insert(name(7, "mlp.down_proj.lora_A"), vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         weights.insert(name(7, "mlp.down_proj.lora_B"), vec![7.0, 8.0]);
         weights.insert("main.layers.7.mlp.up_proj.lora_B.weight".to_owned(), vec![9.0; 6]);
-        narrow(&mut weights, 6, &[vec![1], vec![0, 2]], 3);
+        let kept = [vec![1], vec![0, 2]];
+        narrow(&mut weights, 6, &kept, 3);
         assert_eq!(weights[&name(7, "mlp.up_proj.lora_B")], [1.0, 2.0, 5.0, 6.0]);
         assert_eq!(weights[&name(7, "mlp.down_proj.lora_A")], [1.0, 3.0, 4.0, 6.0]);
         assert_eq!(weights[&name(7, "mlp.down_proj.lora_B")], [7.0, 8.0]);
         assert_eq!(weights["main.layers.7.mlp.up_proj.lora_B.weight"], [9.0; 6]);
+        let narrowed = weights.clone();
+        widen(&mut weights, 6, &kept, 3);
+        assert_eq!(weights[&name(7, "mlp.up_proj.lora_B")], [1.0, 2.0, 0.0, 0.0, 5.0, 6.0]);
+        assert_eq!(weights[&name(7, "mlp.down_proj.lora_A")], [1.0, 0.0, 3.0, 4.0, 0.0, 6.0]);
+        narrow(&mut weights, 6, &kept, 3);
+        assert_eq!(weights, narrowed);
     }
 }

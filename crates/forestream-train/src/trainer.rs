@@ -92,7 +92,8 @@ pub struct Trainer {
     adapter: AdapterConfig,
     draft_vocabulary: Vec<TokenId>,
     draft_rows: DraftRows,
-    /// Those that stream rows keep, by layer; empty where they keep all, and before the run begins.
+    /// Those that stream rows keep, by layer up to the highest; of none or not of all until the run begins, of none where
+    /// stream rows keep all.
     inner_features: Vec<Vec<u32>>,
     fitted: Option<Adapter>,
     leaves_out_main_changes: bool,
@@ -142,7 +143,8 @@ impl Trainer {
         adapter.streams.draft_vocab_size = Some(draft_vocabulary.len()).filter(|&size| size > 0);
         let device = job.device.open();
         let kept = inner_features::kept_by(job.initial.as_ref(), &adapter)?;
-        // Unless the initial weights are narrow already, a narrow run begins with all inner features and chooses some.
+        // Unless all its layers are narrow already, a narrow run begins with all inner features and chooses some.
+        let is_narrow = kept.len() == adapter.streams.num_msa_layers;
         let mut wide = adapter.clone();
         wide.streams.intermediate_size = None;
         let mut base = StreamBase::load(job.base, &wide, &draft_vocabulary, &device)?;
@@ -165,9 +167,9 @@ impl Trainer {
                 tokens => tokens.to_vec(),
             });
         }
-        let first = if kept.is_empty() { &wide } else { &adapter };
+        let first = if is_narrow { &adapter } else { &wide };
         let weights = initial_weights(job.initial, first, &decoder, job.settings.seed, &device)?;
-        let base = if kept.is_empty() { base } else { base.narrowed_to(&kept) };
+        let base = if is_narrow { base.narrowed_to(&kept) } else { base };
         let mut order = Order::new(job.training.examples.len(), job.settings.seed);
         let num_steps = plan(&job.settings, &mut order, &job.training.examples);
         Ok(Self {
@@ -298,7 +300,7 @@ impl Trainer {
 
     /// Drops the inner features of stream rows that a narrow run does without, where that is not done yet.
     fn choose_inner_features(&mut self) -> Result<(), TrainError> {
-        let size = self.adapter.streams.intermediate_size.filter(|_| self.inner_features.is_empty());
+        let size = self.adapter.streams.intermediate_size.filter(|_| !self.is_narrow());
         let Some(size) = size else { return Ok(()) };
         let wide = self.base.adapter();
         let weights = StreamWeights::from_values(wide, &self.decoder, &self.weights, &self.device);
@@ -308,12 +310,18 @@ impl Trainer {
             vocabulary: &self.draft_rows,
             depth_decay: self.settings.depth_decay,
         };
-        let kept = inner_features::choose(size, maker, &weights, &self.training.examples)?;
+        let mut kept = inner_features::choose(size, maker, &weights, &self.training.examples)?;
+        let num_new = kept.len() - self.inner_features.len();
+        kept[num_new..].clone_from_slice(&self.inner_features);
         let first_layer = self.adapter.first_msa_layer(&self.decoder);
         inner_features::narrow(&mut self.weights, first_layer, &kept, self.decoder.intermediate_size);
         self.optimizer = AdamW::new(&self.weights);
         self.keep(kept);
         Ok(())
+    }
+
+    fn is_narrow(&self) -> bool {
+        self.inner_features.len() == self.adapter.streams.num_msa_layers
     }
 
     fn keep(&mut self, inner_features: Vec<Vec<u32>>) {
@@ -490,7 +498,7 @@ impl Trainer {
         self.progress = checkpoint.progress;
         self.weights = checkpoint.weights;
         self.optimizer = checkpoint.optimizer;
-        if self.inner_features.is_empty() {
+        if !self.is_narrow() {
             self.keep(checkpoint.inner_features); // the weights to start from may be narrow already
         }
         Ok(())

@@ -74,11 +74,6 @@ fn a_width_of_streams_that_does_not_fit_is_refused() {
             job.initial = Some(initial.clone());
             job.adapter.streams.intermediate_size = Some(8);
         }),
-        ("no further layers", &|job| {
-            job.initial = Some(initial.clone());
-            make_narrow(job);
-            job.adapter.streams.num_msa_layers = 2;
-        }),
     ];
     for (expected, change) in refused {
         let mut job = job(&base, &directory.path().join("refused"), settings(1));
@@ -89,19 +84,26 @@ fn a_width_of_streams_that_does_not_fit_is_refused() {
 }
 
 #[test]
-fn the_lowest_layers_of_narrow_streams_may_be_left_out() {
+fn narrow_streams_lose_their_lowest_layers_and_get_further_ones() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
     let open = |output: &Path| Adapter::open(output, base.config(), &base.fingerprint()).unwrap();
-    let run = |name: &str, num_msa_layers, initial| {
+    let run = |name: &str, num_msa_layers, initial, steps| {
         let output = directory.path().join(name);
-        let mut job = TrainJob { initial, ..job(&base, &output, settings(1)) };
+        let mut job = TrainJob { initial, ..job(&base, &output, settings(steps)) };
         make_narrow(&mut job);
         job.adapter.streams.num_msa_layers = num_msa_layers;
-        Trainer::new(job).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
-        open(&output)
+        let mut watcher = Watcher::default();
+        Trainer::new(job).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+        (open(&output), watcher.reports[0].loss)
     };
-    let two = run("two", 2, None);
-    let one = run("one", 1, Some(two.clone()));
+    let (two, first) = run("two", 2, None, 1);
+    let (one, _) = run("one", 1, Some(two.clone()), 24);
     assert_ne!(two.inner_features[0], two.inner_features[1], "else the test shows nothing");
     assert_eq!(one.inner_features, two.inner_features[1..]);
+
+    let (grown, start) = run("grown", 2, Some(one.clone()), 1);
+    assert!(start < 0.7 * first, "what they have learnt is kept: {start} of {first}");
+    assert_eq!(grown.inner_features[1], one.inner_features[0]);
+    let chosen = &grown.inner_features[0];
+    assert!(chosen.len() == 16 && *chosen != grown.inner_features[1], "those of a new layer are its own: {chosen:?}");
 }
