@@ -81,7 +81,7 @@ fn greatest(values: &[f64], count: usize) -> Vec<u32> {
 
 /// Drops what the trained tensors of streams have for other inner features; layers are numbered from `first_layer` on.
 pub(crate) fn narrow(weights: &mut Named, first_layer: usize, inner_features: &[Vec<u32>], width: usize) {
-    resize(weights, first_layer, inner_features, &|values, features, axis| match axis {
+    resize(weights, first_layer, inner_features, |values, features, axis| match axis {
         Axis::Rows => {
             let rank = values.len() / width;
             features.iter().flat_map(|&row| &values[row as usize * rank..][..rank]).copied().collect()
@@ -94,7 +94,7 @@ pub(crate) fn narrow(weights: &mut Named, first_layer: usize, inner_features: &[
 
 /// The other way round: tensors for all `width` inner features, with zeros for those that were not kept.
 pub(crate) fn widen(weights: &mut Named, first_layer: usize, inner_features: &[Vec<u32>], width: usize) {
-    resize(weights, first_layer, inner_features, &|values, features, axis| {
+    resize(weights, first_layer, inner_features, |values, features, axis| {
         let rank = values.len() / features.len();
         let mut wide = vec![0.0; rank * width];
         for (kept, &feature) in features.iter().enumerate() {
@@ -110,6 +110,7 @@ pub(crate) fn widen(weights: &mut Named, first_layer: usize, inner_features: &[V
 }
 
 /// Where a tensor has its inner features.
+#[derive(Clone, Copy)]
 enum Axis {
     /// `[inner, rank]`, on the way in.
     Rows,
@@ -122,7 +123,7 @@ fn resize(
     weights: &mut Named,
     first_layer: usize,
     inner_features: &[Vec<u32>],
-    change: &dyn Fn(&[f32], &[u32], &Axis) -> Vec<f32>,
+    change: impl Fn(&[f32], &[u32], Axis) -> Vec<f32>,
 ) {
     const TENSORS: [(Projection, &str, Axis); 3] = [
         (Projection::GateProj, "lora_B", Axis::Rows),
@@ -130,7 +131,7 @@ fn resize(
         (Projection::DownProj, "lora_A", Axis::Cols),
     ];
     for (index, features) in inner_features.iter().enumerate() {
-        for (projection, tensor, axis) in &TENSORS {
+        for (projection, tensor, axis) in TENSORS {
             let name = format!("layers.{}.{}.{tensor}.weight", first_layer + index, projection.path());
             if let Some(values) = weights.get_mut(&name) {
                 *values = change(values, features, axis);

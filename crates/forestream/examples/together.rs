@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use forestream::pull::{DEFAULT_MODEL, ModelStore, Network};
 use forestream::{Engine, EngineOptions, Error, Message};
-use forestream_decode::strategies::{self, Resources};
+use forestream_decode::strategies::{self, Resources, StreamingOptions};
 use forestream_decode::{Round, Sequence, SequenceOptions};
 
 /// Where no prompts are given.
@@ -52,11 +52,11 @@ fn main() -> Result<()> {
 /// The ids of greedy answers to `prompts`, all in one loop.
 fn answer(engine: &Engine, prompts: &[String]) -> Result<Vec<Vec<u32>>> {
     let template = engine.chat_template()?.ok_or("the model has no chat template")?;
-    let has_streams = engine.model().streams().is_some();
+    let resources = Resources::of(engine.model(), StreamingOptions::default());
     let mut sequences = Vec::new();
     for prompt in prompts {
         let tokens = engine.session().chat_prompt(&template, &[Message::new("user", prompt)], None)?;
-        let drafter = strategies::build(engine.default_strategy(), &Resources { has_streams, ..Resources::default() })?;
+        let drafter = strategies::build(engine.default_strategy(), &resources)?;
         let options =
             SequenceOptions { max_tokens: MAX_TOKENS, stop_tokens: engine.stop_tokens(), ..SequenceOptions::default() };
         sequences.push(Sequence::new(engine.config(), &tokens, engine.new_cache(), drafter, options)?);

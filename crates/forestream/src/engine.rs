@@ -136,10 +136,8 @@ impl Engine {
     }
 
     /// What strategies of this model are built from.
-    pub(crate) fn resources(&self, streaming: StreamingOptions) -> Resources {
-        let streams = self.model.streams().map(|streams| &streams.adapter().streams);
-        let has_early_exit = streams.is_some_and(|streams| streams.early_exit_rank.is_some());
-        Resources { has_streams: streams.is_some(), has_early_exit, streaming }
+    pub(crate) fn resources(&self, streaming: StreamingOptions) -> Resources<'_> {
+        Resources::of(self.model(), streaming)
     }
 
     /// Weights that a strategy adds to the model's own.

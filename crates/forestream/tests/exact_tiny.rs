@@ -139,7 +139,7 @@ fn answers_of_one_loop_are_those_that_each_gives_alone() {
             for (prompt, strategy) in PROMPTS.iter().zip(["streaming", "ngram,streaming", "none"]) {
                 let plain = GenerateOptions { strategy: "none".to_owned(), ..GenerateOptions::new(sampling.clone()) };
                 alone.push(generate(&engine, prompt, &GenerateOptions { max_tokens: Some(MAX_TOKENS), ..plain }).0);
-                let resources = Resources { has_streams: true, ..Resources::default() };
+                let resources = Resources::of(engine.model(), StreamingOptions::default());
                 let drafter = strategies::build(strategy, &resources).unwrap();
                 let options = SequenceOptions {
                     sampling: sampling.clone(),

@@ -11,6 +11,9 @@ pub use ngram::Ngram;
 pub use none::Plain;
 pub use streaming::{StreamPass, Streaming, StreamingOptions, TreeShape};
 
+use forestream_model::Model;
+use forestream_model::streams::StreamConfig;
+
 use crate::{Combined, DecodeError, Drafter};
 
 /// Every strategy, in the order in which help shows them.
@@ -30,7 +33,7 @@ pub struct Strategy {
     /// What has to be given for it.
     pub requires: Requires,
     /// Makes a drafter for one sequence.
-    pub build: fn(&Resources) -> Result<Box<dyn Drafter>, DecodeError>,
+    pub build: fn(&Resources<'_>) -> Result<Box<dyn Drafter>, DecodeError>,
 }
 
 /// What a strategy needs besides the text.
@@ -45,13 +48,18 @@ pub enum Requires {
 
 /// What there is to draft with.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Resources {
-    /// Whether the target has streams.
-    pub has_streams: bool,
-    /// Whether these come with an early exit.
-    pub has_early_exit: bool,
+pub struct Resources<'a> {
+    /// The target's streams, if it has any.
+    pub streams: Option<&'a StreamConfig>,
     /// How they draft.
     pub streaming: StreamingOptions,
+}
+
+impl<'a> Resources<'a> {
+    /// What there is with this target.
+    pub fn of(target: &'a dyn Model, streaming: StreamingOptions) -> Self {
+        Self { streams: target.streams().map(|streams| &streams.adapter().streams), streaming }
+    }
 }
 
 impl Strategy {
@@ -59,9 +67,11 @@ impl Strategy {
     ///
     /// # Errors
     /// [`DecodeError::MissingResource`] when something is not there that the strategy needs.
-    pub fn drafter(&self, resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
+    pub fn drafter(&self, resources: &Resources<'_>) -> Result<Box<dyn Drafter>, DecodeError> {
         let missing = match self.requires {
-            Requires::Streams if !resources.has_streams => "a trained adapter for this model; name one with --adapter",
+            Requires::Streams if resources.streams.is_none() => {
+                "a trained adapter for this model; name one with --adapter"
+            }
             _ => return (self.build)(resources),
         };
         Err(DecodeError::MissingResource { strategy: self.name, missing })
@@ -84,7 +94,7 @@ pub fn find(name: &str) -> Result<&'static Strategy, DecodeError> {
 ///
 /// # Errors
 /// [`DecodeError::UnknownStrategy`], or what a strategy says when something that it needs is missing.
-pub fn build(names: &str, resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
+pub fn build(names: &str, resources: &Resources<'_>) -> Result<Box<dyn Drafter>, DecodeError> {
     let mut strategies: Vec<&Strategy> = Vec::new();
     for name in names.split([',', '+']) {
         let strategy = find(name.trim())?;
@@ -102,25 +112,50 @@ pub fn build(names: &str, resources: &Resources) -> Result<Box<dyn Drafter>, Dec
 #[cfg(test)]
 mod tests {
     use forestream_model::Pruning;
+    use forestream_model::streams::{StreamIdentity, StreamPosition};
 
     use super::*;
+
+    /// Four streams in one layer, told what was emitted, without an early exit.
+    const STREAMS: StreamConfig = StreamConfig {
+        num_streams: 4,
+        num_msa_layers: 1,
+        position: StreamPosition::Following,
+        identity: StreamIdentity::Embedding,
+        token_conditioning: true,
+        sampler_size: None,
+        intermediate_size: None,
+        draft_vocab_size: None,
+        early_exit_rank: None,
+    };
 
     #[test]
     fn names_are_unique_and_lists_combine() {
         for (index, strategy) in STRATEGIES.iter().enumerate() {
             assert!(STRATEGIES[index + 1..].iter().all(|other| other.name != strategy.name));
-            assert!(build(strategy.name, &Resources { has_streams: true, ..Resources::default() }).is_ok());
+            assert!(build(strategy.name, &Resources { streams: Some(&STREAMS), ..Resources::default() }).is_ok());
         }
         assert!(build("none, ngram", &Resources::default()).is_ok());
         let error = build("ngram,nonsense", &Resources::default()).err().unwrap();
         assert_eq!(error.to_string(), "unknown strategy `nonsense`; known are none, ngram, streaming");
         let error = build("streaming", &Resources::default()).err().unwrap();
         assert!(error.to_string().contains("--adapter"), "{error}");
-        let streaming = StreamingOptions { pruning: Some(Pruning::Threshold(0.1)), ..StreamingOptions::default() };
-        let resources = Resources { has_streams: true, has_early_exit: false, streaming };
-        let error = build("ngram,streaming", &resources).err().unwrap();
-        assert!(error.to_string().contains("--early-exit-rank"), "{error}");
-        assert!(build("streaming", &Resources { has_early_exit: true, ..resources }).is_ok());
-        assert!(build("ngram", &resources).is_ok(), "it has nothing to do with early exits");
+    }
+
+    #[test]
+    fn streams_say_what_they_lack() {
+        let pruning = StreamingOptions { pruning: Some(Pruning::Threshold(0.1)), ..StreamingOptions::default() };
+        let fused = StreamingOptions { pass: StreamPass::Fused, ..StreamingOptions::default() };
+        let with_exit = StreamConfig { early_exit_rank: Some(8), ..STREAMS };
+        let untold = StreamConfig { token_conditioning: false, ..STREAMS };
+        for (streaming, fitting, expected) in
+            [(pruning, with_exit, "--early-exit-rank"), (fused, untold, "--no-token-conditioning")]
+        {
+            let resources = Resources { streams: Some(&STREAMS), streaming };
+            let error = build("ngram,streaming", &resources).err().unwrap();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert!(build("streaming", &Resources { streams: Some(&fitting), streaming }).is_ok());
+            assert!(build("ngram", &resources).is_ok(), "it has nothing to do with streams");
+        }
     }
 }

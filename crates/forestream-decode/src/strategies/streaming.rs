@@ -26,12 +26,19 @@ pub(super) static STRATEGY: Strategy = Strategy {
     build,
 };
 
-fn build(resources: &Resources) -> Result<Box<dyn Drafter>, DecodeError> {
-    if resources.streaming.pruning.is_some() && !resources.has_early_exit {
-        let missing = "an adapter with an early exit for pruning; train one with --early-exit-rank";
-        return Err(DecodeError::MissingResource { strategy: STRATEGY.name, missing });
-    }
-    Ok(Box::new(Streaming::new(resources.streaming)))
+fn build(resources: &Resources<'_>) -> Result<Box<dyn Drafter>, DecodeError> {
+    let StreamingOptions { pass, pruning, .. } = resources.streaming;
+    let has_early_exit = resources.streams.is_some_and(|streams| streams.early_exit_rank.is_some());
+    let needs_emitted_token = resources.streams.is_some_and(|streams| streams.token_conditioning);
+    let missing = if pruning.is_some() && !has_early_exit {
+        "an adapter with an early exit for pruning; train one with --early-exit-rank"
+    } else if pass == StreamPass::Fused && needs_emitted_token {
+        "an adapter without token conditioning for the fused pass, in which the emitted token is not known yet; train one \
+         with --no-token-conditioning"
+    } else {
+        return Ok(Box::new(Streaming::new(resources.streaming)));
+    };
+    Err(DecodeError::MissingResource { strategy: STRATEGY.name, missing })
 }
 
 /// When streams run.
@@ -40,8 +47,8 @@ pub enum StreamPass {
     /// After acceptance, for the accepted node alone.
     #[default]
     Deferred,
-    /// Before verification, for every node of the tree, as in the paper. Adapters with token conditioning cannot, and run
-    /// deferred.
+    /// Before verification, for every node of the tree, as in the paper. Streams with token conditioning cannot, since the
+    /// emitted token is not known yet.
     Fused,
 }
 

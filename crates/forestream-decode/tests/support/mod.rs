@@ -1,7 +1,7 @@
 //! What the integration tests share: the fake model, prompts, settings, and plain decoding to compare with.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use forestream_decode::strategies::{self, Resources};
+use forestream_decode::strategies::{self, Resources, StreamingOptions};
 use forestream_decode::testing::FakeModel;
 use forestream_decode::{
     Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, Generation, SamplingSettings, Sequence,
@@ -45,7 +45,8 @@ pub(crate) fn budgets() -> Vec<Budget> {
 }
 
 pub(crate) fn drafter(names: &str) -> Box<dyn Drafter> {
-    strategies::build(names, &Resources { has_streams: true, ..Resources::default() }).unwrap()
+    let model = FakeModel::new(8, 1.0);
+    strategies::build(names, &Resources::of(&model, StreamingOptions::default())).unwrap()
 }
 
 pub(crate) fn options(sampling: &SamplingSettings) -> SequenceOptions {
