@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask CHORE
 
-  check                       fmt, clippy, test, doc, deny, tidy: all that must hold before a push
+  check                       tidy, fmt, clippy, test, doc, deny: all that must hold before a push
   tidy                        the project's own rules alone
   golden [--smollm2 FILE]     make testdata/models and the golden logits again (needs Python 3.11; installs torch)
   mutate [--only NAME...]     plant bugs one at a time in a copy and report which tests notice

@@ -1,14 +1,9 @@
 //! Low-rank changes of the projections: which ones the rows of a kind carry.
 
 use burn_tensor::Tensor;
-use forestream_model::streams::{AdapterConfig, LoraConfig, Projection};
+use forestream_model::streams::{AdapterConfig, LoraConfig, MAIN_LAYERS, Projection, STREAM_LAYERS};
 
 use crate::StreamWeights;
-
-/// The names of stream rows' tensors begin with this.
-const OF_STREAMS: &str = "layers";
-/// The names of main rows' tensors begin with this.
-const OF_MAIN_ROWS: &str = "main.layers";
 
 /// The changes that rows of one kind carry, added up.
 #[derive(Clone, Debug, Default)]
@@ -24,13 +19,13 @@ impl<'a> Changes<'a> {
 
     /// Those of main rows: the task's, in joint mode.
     pub(crate) fn of_main_rows(weights: &'a StreamWeights, adapter: &'a AdapterConfig) -> Self {
-        Self { sets: adapter.main_lora.iter().map(|main| (weights, OF_MAIN_ROWS, &main.lora)).collect() }
+        Self { sets: adapter.main_lora.iter().map(|main| (weights, MAIN_LAYERS, &main.lora)).collect() }
     }
 
     /// Those of streams: their own on top of the main rows'.
     pub(crate) fn of_streams(weights: &'a StreamWeights, adapter: &'a AdapterConfig) -> Self {
         let mut changes = Self::of_main_rows(weights, adapter);
-        changes.sets.extend(adapter.lora.iter().map(|lora| (weights, OF_STREAMS, lora)));
+        changes.sets.extend(adapter.lora.iter().map(|lora| (weights, STREAM_LAYERS, lora)));
         changes
     }
 
@@ -38,7 +33,7 @@ impl<'a> Changes<'a> {
     pub(crate) fn of_weight(&self, layer: usize, projection: Projection) -> Option<Tensor<2>> {
         let change = |&(weights, prefix, lora): &(&StreamWeights, &str, &LoraConfig)| {
             let [a, b] = weights.lora(prefix, layer, projection)?;
-            Some(b.clone().matmul(a.clone()).mul_scalar(lora.alpha / lora.rank as f32))
+            Some(b.clone().matmul(a.clone()).mul_scalar(lora.scaling()))
         };
         self.sets.iter().filter_map(change).reduce(|sum, change| sum + change)
     }
@@ -53,7 +48,7 @@ impl<'a> Changes<'a> {
     ) -> Tensor<2> {
         for &(weights, prefix, lora) in &self.sets {
             if let Some([a, b]) = weights.lora(prefix, layer, projection) {
-                let inner = x.clone().matmul(a.clone().transpose()).mul_scalar(lora.alpha / lora.rank as f32);
+                let inner = x.clone().matmul(a.clone().transpose()).mul_scalar(lora.scaling());
                 projected = projected + inner.matmul(b.clone().transpose());
             }
         }

@@ -47,7 +47,8 @@ pub(crate) fn logits(base: &StreamBase, weights: &StreamWeights, boundary: Tenso
 /// The rows of a pass that go on: of trees to be pruned, those of nodes that pass; of others, all. `None` where there is
 /// nothing to decide.
 pub(crate) fn passing(
-    (base, weights): (&StreamBase, &StreamWeights),
+    base: &StreamBase,
+    weights: &StreamWeights,
     draft_vocabulary: &[TokenId],
     rows: &[Row<'_>],
     hidden: &Hidden,

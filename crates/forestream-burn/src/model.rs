@@ -107,13 +107,7 @@ impl Model for BurnModel {
     }
 
     fn new_cache(&self, capacity: usize) -> KvCache {
-        let config = &self.config;
-        let shape = CacheShape {
-            num_layers: config.num_hidden_layers,
-            num_kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        };
-        KvCache::new(shape, capacity)
+        KvCache::new(CacheShape::of(&self.config), capacity)
     }
 
     fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
@@ -132,7 +126,7 @@ impl Model for BurnModel {
             if self.boundary == Some(index) {
                 copy_rows(&tiles, &outputs, hidden.reset_boundary());
             }
-            let queries = self.store(layer, index, &tiles, &rotations, (&nodes, &mut *rows));
+            let queries = self.store(index, &tiles, &rotations, &nodes, rows);
             let attended = self.attend(index, &queries, &nodes, rows);
             let finish = |(tile, attended)| layer.finish(tile, &attended, &Changes::none());
             tiles = tiles.into_iter().zip(attended).map(finish).collect();
@@ -204,15 +198,15 @@ impl BurnModel {
     /// Writes keys and values to the caches; the queries of each tile, `[kv_heads, TILE_LEN, group, head_dim]`.
     fn store(
         &self,
-        layer: &Layer,
         layer_index: usize,
         tiles: &[Tensor<2>],
         rotations: &[Rotation],
-        (nodes, rows): (&[Node], &mut [Row<'_>]),
+        nodes: &[Node],
+        rows: &mut [Row<'_>],
     ) -> Vec<Tensor<4>> {
         let mut queries = Vec::new();
         for ((tile, rotation), nodes) in tiles.iter().zip(rotations).zip(nodes.chunks(TILE_LEN)) {
-            let heads = layer.heads(tile, rotation, &Changes::none());
+            let heads = self.layers[layer_index].heads(tile, rotation, &Changes::none());
             let (keys, values) = (values_of(heads.keys), values_of(heads.values));
             let width = keys.len() / TILE_LEN;
             for ((node, key), value) in nodes.iter().zip(keys.chunks_exact(width)).zip(values.chunks_exact(width)) {

@@ -78,8 +78,8 @@ impl ModelStreams {
     ///
     /// All layers have computed these nodes in vain: this saves nothing, and ends what the engine ends.
     pub(crate) fn end_improbable(&self, rows: &[Row<'_>], hidden: &mut Hidden) {
-        let adapter = (&self.base, &self.weights);
-        if let Some(kept) = early_exit::passing(adapter, &self.draft_vocabulary, rows, hidden) {
+        let kept = early_exit::passing(&self.base, &self.weights, &self.draft_vocabulary, rows, hidden);
+        if let Some(kept) = kept {
             hidden.keep(&kept);
         }
     }
@@ -156,7 +156,8 @@ impl Streams for ModelStreams {
     fn run_fused(
         &self,
         row: &mut Row<'_>,
-        (hidden, sequence_index): (&Hidden, usize),
+        hidden: &Hidden,
+        sequence_index: usize,
         nodes: &[NodeId],
         states: &mut Hidden,
     ) -> Result<(), ModelError> {

@@ -57,6 +57,10 @@ impl Drafter for Combined {
         Ok(())
     }
 
+    fn drafts(&self) -> bool {
+        self.drafters.iter().any(|drafter| drafter.drafts())
+    }
+
     fn awaited_streams(&self) -> Option<AwaitedStreams<'_>> {
         self.drafters.iter().find_map(|drafter| drafter.awaited_streams())
     }

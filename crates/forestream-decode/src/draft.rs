@@ -96,6 +96,11 @@ pub trait Drafter: Send {
     /// When the drafter's own model fails.
     fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError>;
 
+    /// Whether it ever proposes anything, so that a budget for larger trees is of use. So it is unless overridden.
+    fn drafts(&self) -> bool {
+        true
+    }
+
     /// The streams of the target that the draft waits for, after [`Drafter::draft`]: one pass runs those of all sequences.
     /// None unless overridden.
     fn awaited_streams(&self) -> Option<AwaitedStreams<'_>> {

@@ -23,8 +23,8 @@ pub enum DecodeError {
     EmptyPrompt,
     /// The prompt leaves no room for an answer.
     #[error(
-        "the prompt has {prompt_tokens} tokens and the context holds {capacity}, the answer included; \
-         raise --ctx-size or shorten the prompt"
+        "the prompt has {prompt_tokens} tokens and the context holds {capacity}, the answer included; shorten the prompt, \
+         or make the context larger"
     )]
     PromptTooLong {
         /// Tokens of the prompt.

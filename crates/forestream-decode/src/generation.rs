@@ -111,9 +111,11 @@ impl<'m> Generation<'m> {
     }
 
     fn run_round(&mut self) -> Result<(), DecodeError> {
-        let is_first = self.sequence.completion().is_empty();
+        let (is_first, rounds) = (self.sequence.completion().is_empty(), self.stats().rounds);
         let (result, elapsed) = Timings::measure(|| self.round.run(self.target, &mut [&mut self.sequence]));
-        let phase = if is_first { &mut self.timings.prefill } else { &mut self.timings.decode };
+        // A prompt with one token left is read by a round, which is counted as one.
+        let is_prompt = is_first && self.stats().rounds == rounds;
+        let phase = if is_prompt { &mut self.timings.prefill } else { &mut self.timings.decode };
         *phase += elapsed;
         self.has_failed = result.is_err();
         result

@@ -12,6 +12,9 @@ use crate::{
     Budget, CostCurve, DecodeError, Draft, Drafter, Limits, PassReport, Random, Sampler, SamplingSettings, Stats,
 };
 
+/// Tokens that room is made for at once; longer texts take what they need. Models that claim a million positions exist.
+pub(crate) const LONGEST_RESERVED: usize = 1 << 17;
+
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
@@ -19,16 +22,6 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` were emitted, or the context is full.
     Length,
-}
-
-impl FinishReason {
-    /// The word that the `OpenAI` API uses.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-        }
-    }
 }
 
 /// What is asked of one sequence.
@@ -108,25 +101,11 @@ impl Sequence {
         options: SequenceOptions,
     ) -> Result<Self, DecodeError> {
         let (prompt_tokens, capacity, vocab_size) = (prompt.len(), cache.capacity(), config.vocab_size);
-        if prompt.is_empty() {
-            return Err(DecodeError::EmptyPrompt);
-        }
-        if prompt_tokens >= capacity {
-            return Err(DecodeError::PromptTooLong { prompt_tokens, capacity });
-        }
-        let biased = options.sampling.logit_bias.iter().map(|&(token, _)| ("logit_bias", token));
-        let mut named = prompt.iter().map(|&token| ("the prompt", token)).chain(biased);
-        if let Some((place, token)) = named.find(|&(_, token)| token as usize >= vocab_size) {
-            return Err(DecodeError::TokenOutOfRange { place, token, vocab_size });
-        }
-        if options.min_tokens > options.max_tokens {
-            let (field, value) = ("min_tokens", options.min_tokens as f64);
-            return Err(DecodeError::Setting { field, value, expected: "at most max_tokens" });
-        }
+        Self::check(config, prompt, capacity, &options)?;
         // The last prompt token runs in any case: its hidden state decides the first answer token.
         let shared = cache.tokens().iter().zip(&prompt[..prompt_tokens - 1]).take_while(|(a, b)| a == b).count();
         cache.truncate(shared);
-        let mut tokens = Vec::with_capacity(capacity + 1);
+        let mut tokens = Vec::with_capacity(capacity.min(LONGEST_RESERVED).max(prompt_tokens) + 1);
         tokens.extend_from_slice(prompt);
         let sampler = Sampler::new(options.sampling.clone())?;
         let stats = Stats { prompt_tokens, reused_tokens: shared, ..Stats::default() };
@@ -151,6 +130,36 @@ impl Sequence {
         })
     }
 
+    /// Whether [`Sequence::new`] takes a prompt with a cache of this capacity. It drops a cache that it cannot use, so who
+    /// wants to keep one asks first.
+    ///
+    /// # Errors
+    /// As [`Sequence::new`].
+    pub fn check(
+        config: &DecoderConfig,
+        prompt: &[TokenId],
+        capacity: usize,
+        options: &SequenceOptions,
+    ) -> Result<(), DecodeError> {
+        let (prompt_tokens, vocab_size) = (prompt.len(), config.vocab_size);
+        if prompt.is_empty() {
+            return Err(DecodeError::EmptyPrompt);
+        }
+        if prompt_tokens >= capacity {
+            return Err(DecodeError::PromptTooLong { prompt_tokens, capacity });
+        }
+        let biased = options.sampling.logit_bias.iter().map(|&(token, _)| ("logit_bias", token));
+        let mut named = prompt.iter().map(|&token| ("the prompt", token)).chain(biased);
+        if let Some((place, token)) = named.find(|&(_, token)| token as usize >= vocab_size) {
+            return Err(DecodeError::TokenOutOfRange { place, token, vocab_size });
+        }
+        if options.min_tokens > options.max_tokens {
+            let (field, value) = ("min_tokens", options.min_tokens as f64);
+            return Err(DecodeError::Setting { field, value, expected: "at most max_tokens" });
+        }
+        options.sampling.validate()
+    }
+
     /// Prompt and answer so far.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
@@ -164,11 +173,6 @@ impl Sequence {
     /// Why the sequence ended; `None` while it goes on.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish_reason
-    }
-
-    /// Whether the prompt is still being read.
-    pub fn is_prefilling(&self) -> bool {
-        self.tokens.len() - self.cache.len() > 1
     }
 
     /// Counts so far.
@@ -416,6 +420,7 @@ impl Sequence {
     /// Counts the pass, which gave the states of `num_rows` nodes, and notices the end.
     fn record(&mut self, num_emitted: usize, num_rows: usize) {
         self.stats.completion_tokens += num_emitted;
+        self.stats.read_tokens = self.cache.len().min(self.prompt_len) - self.stats.reused_tokens;
         if self.phase == Phase::Round {
             self.stats.record_round(self.draft.num_draft_tokens(), num_emitted - 1);
             self.stats.pruned += self.draft.tree().len() - num_rows;
@@ -428,6 +433,24 @@ impl Sequence {
             self.finish_reason = Some(FinishReason::Stop);
         } else if self.tokens.len() >= self.max_len() {
             self.finish_reason = Some(FinishReason::Length);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::strategies::Plain;
+    use crate::testing::FakeModel;
+
+    #[test]
+    fn a_long_context_is_not_reserved_as_a_whole() {
+        let model = FakeModel::new(47, 18.0);
+        for (capacity, expected) in [(1 << 12, (1 << 12) + 1), (1 << 30, LONGEST_RESERVED + 1)] {
+            let cache = model.new_cache(capacity);
+            let options = SequenceOptions::default();
+            let sequence = Sequence::new(model.config(), &[1, 2], cache, Box::new(Plain), options).unwrap();
+            assert_eq!(sequence.tokens.capacity(), expected);
         }
     }
 }

@@ -9,6 +9,8 @@ pub struct Stats {
     pub prompt_tokens: usize,
     /// Of those, tokens whose rows were in the cache already.
     pub reused_tokens: usize,
+    /// Prompt tokens that went through passes so far: the others, once the prompt is read.
+    pub read_tokens: usize,
     /// Passes over parts of the prompt.
     pub prefill_passes: usize,
     /// Tokens emitted, a stop token included.

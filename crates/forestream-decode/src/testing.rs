@@ -102,6 +102,13 @@ impl FakeModel {
         self
     }
 
+    /// Has so many streams instead of three.
+    #[must_use]
+    pub fn with_streams(mut self, num_streams: usize) -> Self {
+        self.adapter.streams.num_streams = num_streams;
+        self
+    }
+
     /// Passes so far.
     pub fn num_passes(&self) -> usize {
         self.num_passes.load(Ordering::Relaxed)
@@ -335,18 +342,20 @@ impl Streams for FakeModel {
     fn run_fused(
         &self,
         row: &mut Row<'_>,
-        (hidden, sequence_index): (&Hidden, usize),
+        hidden: &Hidden,
+        sequence_index: usize,
         nodes: &[NodeId],
         states: &mut Hidden,
     ) -> Result<(), ModelError> {
         assert!(nodes.iter().all(|&node| hidden.row_of(sequence_index, node).is_some()));
-        row.cache.reserve_more(3 * nodes.len())?;
+        let num_streams = self.adapter.streams.num_streams;
+        row.cache.reserve_more(num_streams * nodes.len())?;
         let first = row.cache.len() + row.tree.len();
-        for slot in first..first + 3 * nodes.len() {
+        for slot in first..first + num_streams * nodes.len() {
             write_slot(row.cache, slot, 1, 999); // nobody may read this later
         }
-        states.resize(3 * nodes.len(), HIDDEN_SIZE);
-        for (state, node) in states.states_mut().chunks_exact_mut(3 * HIDDEN_SIZE).zip(nodes) {
+        states.resize(num_streams * nodes.len(), HIDDEN_SIZE);
+        for (state, node) in states.states_mut().chunks_exact_mut(num_streams * HIDDEN_SIZE).zip(nodes) {
             let boundary = hidden.row_of(sequence_index, *node).and_then(|row| hidden.boundary(row));
             let boundary = boundary.expect("the pass left the states of all nodes");
             state.chunks_exact_mut(HIDDEN_SIZE).for_each(|state| state.copy_from_slice(boundary));

@@ -7,8 +7,12 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use forestream_decode::acceptance::Rejection;
 use forestream_decode::testing::FakeModel;
-use forestream_decode::{Budget, Round, Sequence};
+use forestream_decode::{
+    Budget, DecodeError, Draft, DraftRequest, Drafter, Round, SamplingSettings, Sequence, SequenceOptions,
+};
+use forestream_model::NodeId;
 use support::{MAX_TOKENS, budgets, drafter, model, options, samplings, sequence};
 
 thread_local! {
@@ -68,6 +72,34 @@ fn warm_rounds_do_not_allocate() {
             }
         }
     }
+}
+
+/// Proposes two tokens as if it had drawn them.
+struct Drawn;
+
+impl Drafter for Drawn {
+    fn draft(&mut self, _request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
+        draft.set_draft_probs(NodeId::ROOT, (0..8).map(|token| (token, 0.125)));
+        for token in [3, 5] {
+            draft.push(NodeId::ROOT, token, 0.5);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn the_rejection_of_drawn_drafts_does_not_allocate() {
+    let model = model();
+    let prompt: Vec<u32> = (0..130).map(|i| i * i % 47).collect();
+    let sampling = SamplingSettings { temperature: 1.0, ..SamplingSettings::default() };
+    let build = || {
+        let options = SequenceOptions { acceptance: Box::new(Rejection::default()), ..options(&sampling) };
+        sequence(&model, &prompt, Box::new(Drawn), options)
+    };
+    let mut round = Round::new(Budget::Fixed(4));
+    count_allocations(&model, &mut round, build());
+    let counts = count_allocations(&model, &mut round, build());
+    assert!(counts.len() > 8 && counts[3..].iter().all(|&count| count == 0), "{counts:?}");
 }
 
 #[test]

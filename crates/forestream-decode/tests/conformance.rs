@@ -10,7 +10,7 @@ use forestream_decode::{
     Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
     SamplingSettings, Sequence, SequenceOptions, VerifiedRound,
 };
-use forestream_model::{NodeId, Pruning, TokenId};
+use forestream_model::{Model, NodeId, Pruning, TokenId};
 use support::{MAX_TOKENS, assert_counts, budgets, drafter, ids, model, options, plain, prompt, samplings, sequence};
 
 #[test]
@@ -250,6 +250,38 @@ fn streams_draft_the_same_text_in_every_pass_and_tree() {
     let (deferred, fused) = accepted.split_at(accepted.len() / 2);
     assert_eq!(deferred, fused, "both passes give the same drafts");
     assert!(accepted.iter().sum::<usize>() > 50, "{accepted:?}");
+}
+
+/// The sizes of the paper's own checks; no child is no draft, and the first prompt is a single token.
+#[test]
+fn whole_static_trees_of_any_size_give_the_ids_of_plain_decoding() {
+    const MAX_TOKENS: usize = 24;
+    let mut accepted = 0;
+    for (num_streams, top_k) in [1, 3, 4].into_iter().flat_map(|streams| [0, 1, 3, 5].map(|top_k| (streams, top_k))) {
+        let model = FakeModel::new(48, 18.0).with_streams(num_streams);
+        let num_nodes: usize = (0..=num_streams as u32).map(|depth| usize::pow(top_k, depth)).sum();
+        let passes = [StreamPass::Deferred, StreamPass::Fused];
+        for (pass, pruning) in passes.into_iter().flat_map(|pass| [(pass, None), (pass, Some(Pruning::Threshold(0.1)))])
+        {
+            for (index, sampling) in samplings().iter().enumerate() {
+                let case = format!("{num_streams} streams, {top_k} children, {pass:?}, {pruning:?}, sampling {index}");
+                let prompt = prompt(index);
+                let tree = TreeShape::Static { top_k };
+                let drafter = Box::new(Streaming::new(StreamingOptions { pass, tree, pruning }));
+                let room = MAX_TOKENS + (1 + num_streams) * num_nodes; // the fused pass has rows for all streams
+                let cache = model.new_cache(prompt.len() + room);
+                let options = SequenceOptions { max_tokens: MAX_TOKENS, ..options(sampling) };
+                let sequence = Sequence::new(model.config(), &prompt, cache, drafter, options).unwrap();
+                model.take_max_nodes();
+                let mut generation = Generation::new(&model, sequence, Budget::Fixed(num_nodes.max(2)));
+                assert_eq!(ids(&mut generation), plain(&model, &prompt, sampling)[..MAX_TOKENS], "{case}");
+                assert_eq!(model.take_max_nodes(), num_nodes.max(prompt.len()), "{case}");
+                assert_counts(generation.stats(), MAX_TOKENS);
+                accepted += generation.stats().accepted;
+            }
+        }
+    }
+    assert!(accepted > 500, "only {accepted} draft tokens were accepted: the test shows little");
 }
 
 /// A draft that cost much is worth verifying further, since the next one will cost as much; text and drafter are the same.

@@ -16,7 +16,7 @@ const VOCAB_SIZE: usize = 5;
 const PROMPT: [TokenId; 3] = [0, 1, 2];
 /// Tokens whose joint law is compared: one from the prompt's pass, the others from drafted rounds.
 const NUM_TOKENS: usize = 3;
-const NUM_RUNS: usize = 30_000;
+const NUM_RUNS: usize = 100_000;
 /// The law of every drawn child, far from the target's.
 const DRAFT_PROBS: [f64; VOCAB_SIZE] = [0.05, 0.4, 0.3, 0.15, 0.1];
 
@@ -126,7 +126,7 @@ fn rejection_has_the_law_of_plain_decoding() {
     let distance: f64 = first.iter().zip(DRAFT_PROBS).map(|(p, q)| (p - q).abs()).sum::<f64>() / 2.0;
     let peak = first.iter().copied().fold(0.0, f64::max);
     assert!(peak > 0.45 && distance > 0.25, "peak {peak}, distance {distance}: errors would stay unseen");
-    let (counts, accepted) = sample(&model, || Box::new(Rejection));
+    let (counts, accepted) = sample(&model, || Box::new(Rejection::default()));
     assert!(accepted > NUM_RUNS / 2, "{accepted} accepted in {NUM_RUNS} runs");
     let surprise_of_rejection = surprise(&counts, &law);
     assert!(surprise_of_rejection < 4.0, "{surprise_of_rejection}");
@@ -150,7 +150,7 @@ fn rejection_of_chosen_drafts_is_sample_and_match() {
     let model = support::model();
     for sampling in samplings() {
         let prompt = support::prompt(3);
-        let options = SequenceOptions { acceptance: Box::new(Rejection), ..support::options(&sampling) };
+        let options = SequenceOptions { acceptance: Box::new(Rejection::default()), ..support::options(&sampling) };
         let sequence = sequence(&model, &prompt, drafter("ngram"), options);
         let mut generation = Generation::new(&model, sequence, Budget::Fixed(16));
         assert_eq!(ids(&mut generation), plain(&model, &prompt, &sampling));

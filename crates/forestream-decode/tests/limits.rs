@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use forestream_decode::strategies::{StreamPass, Streaming, StreamingOptions, TreeShape};
 use forestream_decode::{
     Budget, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, SamplingSettings, Sequence,
     SequenceOptions,
@@ -43,6 +44,42 @@ fn a_stop_token_ends_the_text_in_the_middle_of_a_draft() {
             );
         }
     }
+}
+
+#[test]
+fn a_text_from_streams_ends_at_a_stop_token_and_where_the_context_does() {
+    let (model, prompt) = (model(), prompt(3));
+    let mut accepted = 0;
+    for (sampling, pass) in samplings()
+        .into_iter()
+        .flat_map(|sampling| [StreamPass::Deferred, StreamPass::Fused].map(|p| (sampling.clone(), p)))
+    {
+        let text = plain(&model, &prompt, &sampling);
+        let mut run = |stop_tokens: Vec<TokenId>, capacity: usize| {
+            let tree = TreeShape::Static { top_k: 3 };
+            let drafter = Box::new(Streaming::new(StreamingOptions { pass, tree, pruning: None }));
+            let options = SequenceOptions { stop_tokens, ..options(&sampling) };
+            let sequence = Sequence::new(model.config(), &prompt, model.new_cache(capacity), drafter, options).unwrap();
+            let mut generation = Generation::new(&model, sequence, Budget::Fixed(40));
+            let ids = ids(&mut generation);
+            accepted += generation.stats().accepted;
+            (ids, generation.finish_reason())
+        };
+        for (stop_at, &stop_token) in text.iter().enumerate() {
+            if !text[..stop_at].contains(&stop_token) {
+                assert_eq!(
+                    run(vec![stop_token], 512),
+                    (text[..=stop_at].to_vec(), Some(FinishReason::Stop)),
+                    "{pass:?}"
+                );
+            }
+        }
+        for room in [1, 2, 3, 10, 33] {
+            let expected = (text[..room].to_vec(), Some(FinishReason::Length));
+            assert_eq!(run(Vec::new(), prompt.len() + room), expected, "{pass:?}, room for {room}");
+        }
+    }
+    assert!(accepted > 100, "only {accepted} draft tokens were accepted: the test shows little");
 }
 
 #[test]
@@ -178,8 +215,9 @@ fn a_prompt_can_be_read_pass_by_pass() {
     let sequence = sequence(&model, &prompt, drafter("ngram"), options(sampling));
     let mut generation = Generation::new(&model, sequence, Budget::Fixed(8)).prefill_chunk(4);
     let passes = model.num_passes();
-    let left: Vec<bool> = (0..4).map(|_| generation.read_prompt().unwrap()).collect();
-    assert_eq!(left, [true, true, false, false]);
+    let mut read_prompt = || (generation.read_prompt().unwrap(), generation.stats().read_tokens);
+    let read: Vec<(bool, usize)> = (0..4).map(|_| read_prompt()).collect();
+    assert_eq!(read, [(true, 4), (true, 8), (false, 10), (false, 10)]);
     assert_eq!(model.num_passes() - passes, 3, "one pass each, and none where nothing is left");
     assert_eq!(ids(&mut generation), text);
 }
@@ -212,6 +250,7 @@ fn a_later_prompt_reuses_the_rows_of_a_common_beginning() {
         let passes = model.num_passes();
         assert_eq!(ids(&mut generation), plain(&model, &prompt, sampling), "{reused} rows");
         assert_eq!(generation.stats().reused_tokens, reused);
+        assert_eq!(generation.stats().read_tokens, prompt.len() - reused, "also where a round reads the last one");
         assert!(model.num_passes() > passes);
         assert_counts(generation.stats(), generation.sequence().completion().len());
     }

@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<usize> = std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
     let argument = |index: usize, default| arguments.get(index).copied().unwrap_or(default);
     let (outputs, inputs, threads) = (argument(0, 576), argument(1, 576), argument(2, 1));
-    let pool = ThreadPool::new(threads);
+    let pool = ThreadPool::new(threads)?;
     println!("{outputs} outputs of {inputs} inputs, {threads} threads, {}", Isa::best().name());
     for format in [Format::Q4_1, Format::Q8_0] {
         if !inputs.is_multiple_of(format.block_len()) {

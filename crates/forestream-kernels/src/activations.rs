@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn all_instruction_sets_quantize_alike() {
-        let pool = ThreadPool::new(2);
+        let pool = ThreadPool::new(2).unwrap();
         let source: Vec<f32> = (0..96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.07).collect();
         let quantize = |isa| {
             let mut rows = Activations::new();

@@ -5,6 +5,7 @@
 //! and a job ends when its chunks are done, not when every worker has looked at it: a thread without a core delays a job
 //! by one chunk at most. Which thread computes a chunk never changes a result: chunks write disjoint outputs.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
@@ -66,9 +67,19 @@ impl std::fmt::Debug for ThreadPool {
 impl ThreadPool {
     /// A pool of `num_threads` threads: the caller of [`Self::run`] and `num_threads - 1` workers.
     ///
+    /// # Errors
+    /// The system cannot start so many.
+    ///
     /// # Panics
-    /// If `num_threads` is zero or the system cannot start a thread.
-    pub fn new(num_threads: usize) -> Self {
+    /// If `num_threads` is zero.
+    pub fn new(num_threads: usize) -> io::Result<Self> {
+        Self::start(num_threads, &|index, shared| {
+            std::thread::Builder::new().name(format!("forestream-{index}")).spawn(move || work(&shared, index))
+        })
+    }
+
+    /// A pool whose workers `spawn` starts, each with its index.
+    fn start(num_threads: usize, spawn: &dyn Fn(usize, Arc<Shared>) -> io::Result<JoinHandle<()>>) -> io::Result<Self> {
         assert!(num_threads > 0, "a pool has at least the calling thread");
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
@@ -81,13 +92,15 @@ impl ThreadPool {
             caller: std::sync::Mutex::new(None),
             caller_is_parked: AtomicBool::new(false),
         });
-        let start = |index: usize| {
-            let shared = Arc::clone(&shared);
-            let builder = std::thread::Builder::new().name(format!("forestream-{index}"));
-            builder.spawn(move || work(&shared, index)).expect("the system starts a thread")
-        };
-        let workers = (1..num_threads).map(start).collect();
-        Self { shared, workers, turn: std::sync::Mutex::new(()) }
+        // Dropped where a thread is refused, it ends those that run already.
+        let mut pool = Self { shared, workers: Vec::with_capacity(num_threads - 1), turn: std::sync::Mutex::new(()) };
+        for index in 1..num_threads {
+            let worker = spawn(index, Arc::clone(&pool.shared)).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot start thread {} of {num_threads}: {error}", index + 1))
+            })?;
+            pool.workers.push(worker);
+        }
+        Ok(pool)
     }
 
     /// Number of threads, the caller's included.
@@ -295,7 +308,7 @@ mod tests {
     #[test]
     fn every_chunk_runs_once() {
         for num_threads in [1, 2, 5] {
-            let pool = ThreadPool::new(num_threads);
+            let pool = ThreadPool::new(num_threads).unwrap();
             for num_chunks in [0, 1, 2, 100] {
                 let counts: Vec<AtomicUsize> = (0..num_chunks).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(num_chunks, &|chunk, thread| {
@@ -308,8 +321,26 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_cannot_start_is_an_error_and_the_others_end() {
+        let started = Arc::new(AtomicUsize::new(0));
+        let error = ThreadPool::start(5, &|index, shared| {
+            if index == 3 {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "no more"));
+            }
+            let started = Arc::clone(&started);
+            std::thread::Builder::new().spawn(move || {
+                started.fetch_add(1, Ordering::SeqCst);
+                work(&shared, index);
+                started.fetch_sub(1, Ordering::SeqCst);
+            })
+        });
+        assert_eq!(error.unwrap_err().to_string(), "cannot start thread 4 of 5: no more");
+        assert_eq!(started.load(Ordering::SeqCst), 0, "joined");
+    }
+
+    #[test]
     fn rows_and_parts_are_visited_once_each() {
-        let pool = ThreadPool::new(3);
+        let pool = ThreadPool::new(3).unwrap();
         let mut data = vec![0_usize; 5000 * 3];
         pool.for_each_row(&mut data, 3, &|index, row| row.iter_mut().for_each(|x| *x += index));
         pool.for_each_part(&mut data, &[1, 1, 9000, 15_000], &|index, thread, part| {
@@ -324,7 +355,7 @@ mod tests {
 
     #[test]
     fn many_jobs_in_a_row_wake_parked_workers() {
-        let pool = ThreadPool::new(3);
+        let pool = ThreadPool::new(3).unwrap();
         let total = AtomicUsize::new(0);
         for round in 0..2000 {
             if round % 500 == 0 {
@@ -339,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_job_reaches_the_caller_and_the_pool_survives() {
-        let pool = ThreadPool::new(2);
+        let pool = ThreadPool::new(2).unwrap();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             pool.run(50, &|chunk, _| assert!(chunk != 20, "planned"));
         }));

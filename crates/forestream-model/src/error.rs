@@ -41,6 +41,12 @@ pub enum ModelError {
         /// What is not supported, and what is.
         problem: String,
     },
+    /// The system does not start as many threads as are asked for.
+    #[error("{reason}; lower --threads")]
+    Threads {
+        /// Which thread, and what the system said.
+        reason: std::io::Error,
+    },
     /// A token id beyond the vocabulary.
     #[error("token id {token} is not in the vocabulary of {vocab_size} tokens")]
     TokenOutOfRange {
@@ -50,7 +56,10 @@ pub enum ModelError {
         vocab_size: usize,
     },
     /// More positions are asked for than the context has.
-    #[error("the context of {capacity} tokens is full: {needed} are needed; raise --ctx-size or shorten the prompt")]
+    #[error(
+        "the context of {capacity} tokens is full: {needed} are needed; shorten the prompt, or raise --ctx-size if the \
+         model was trained for more"
+    )]
     ContextFull {
         /// Positions that the cache may hold.
         capacity: usize,

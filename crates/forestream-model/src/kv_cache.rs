@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use crate::{ModelError, NodeId, TokenId, TokenTree};
+use crate::{DecoderConfig, ModelError, NodeId, TokenId, TokenTree};
 
 /// Slots per block.
 pub const BLOCK_LEN: usize = 32;
@@ -25,6 +25,15 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
+    /// Those of a model.
+    pub const fn of(config: &DecoderConfig) -> Self {
+        Self {
+            num_layers: config.num_hidden_layers,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        }
+    }
+
     /// Bytes per position: keys and values of all layers in half precision.
     pub const fn bytes_per_position(self) -> usize {
         self.num_layers * self.num_kv_heads * self.head_dim * 2 * size_of::<f16>()

@@ -2,8 +2,10 @@
 //!
 //! Behaves like Hugging Face's `apply_chat_template`: block trimming, loop controls, Python methods, `tojson` in Python's
 //! spelling, `raise_exception`, `strftime_now`; `{% generation %}` marks are passed over.
+//! What a template may cost is limited.
 
 mod generation_marks;
+mod limits;
 mod python_json;
 mod python_time;
 
@@ -68,10 +70,25 @@ impl<'a> ChatInputs<'a> {
     }
 }
 
+/// Templates by name, the usual one as `default`, and where they were found.
+#[derive(Debug, Clone)]
+pub(crate) struct TemplateSources {
+    pub(crate) origin: String,
+    pub(crate) by_name: Vec<(String, String)>,
+}
+
+impl TemplateSources {
+    /// A source with a single template.
+    pub(crate) fn one(origin: impl Into<String>, source: impl Into<String>) -> Self {
+        Self { origin: origin.into(), by_name: vec![("default".to_owned(), source.into())] }
+    }
+}
+
 /// A compiled chat template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    origin: String,
     special_tokens: Vec<(&'static str, String)>,
 }
 
@@ -81,29 +98,36 @@ impl ChatTemplate {
                                        message.content + '<|im_end|>\n' }}{% endfor %}\
                                        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-    /// Compiles templates by name, with the special tokens that they may write.
+    /// Compiles templates, with the special tokens that they may write.
     pub(crate) fn new(
-        templates: Vec<(String, String)>,
+        templates: TemplateSources,
         special_tokens: Vec<(&'static str, String)>,
     ) -> Result<Self, TextError> {
+        let TemplateSources { origin, by_name } = templates;
         let mut environment = environment();
-        for (name, source) in templates {
+        for (name, source) in by_name {
             let source = generation_marks::neutralize(&source);
-            environment
-                .add_template_owned(name.clone(), source)
-                .map_err(|source| TextError::ChatTemplate { name, source })?;
+            if let Err(source) = environment.add_template_owned(name.clone(), source) {
+                return Err(TextError::BrokenChatTemplate { name, origin, source });
+            }
         }
-        Ok(Self { environment, special_tokens })
+        Ok(Self { environment, origin, special_tokens })
     }
 
     /// The text of a conversation; encode it with [`crate::ParseSpecial::Yes`] and [`crate::AddSpecial::Never`].
     ///
     /// # Errors
-    /// The template refuses the conversation (its own message is in the error) or fails.
+    /// The template refuses the conversation (its own message is in the error) or fails; a further variable has the name
+    /// of one that is set here.
     pub fn render(&self, inputs: &ChatInputs<'_>) -> Result<String, TextError> {
-        let name = self.name(inputs);
-        let render = || self.environment.get_template(name)?.render(self.context(inputs));
-        render().map_err(|source| TextError::ChatTemplate { name: name.to_owned(), source })
+        let (name, context) = (self.name(inputs), self.context(inputs)?);
+        self.environment.get_template(name).and_then(|template| template.render(context)).map_err(|source| {
+            let (name, origin) = (name.to_owned(), self.origin.clone());
+            match source.kind() {
+                ErrorKind::OutOfFuel => TextError::EndlessChatTemplate { name, origin, source },
+                _ => TextError::ChatTemplateFailed { name, origin, source },
+            }
+        })
     }
 
     /// Models with several templates keep one for conversations with tools.
@@ -112,7 +136,7 @@ impl ChatTemplate {
         if inputs.tools.is_some() && has("tool_use") { "tool_use" } else { "default" }
     }
 
-    fn context(&self, inputs: &ChatInputs<'_>) -> Value {
+    fn context(&self, inputs: &ChatInputs<'_>) -> Result<Value, TextError> {
         let json = |value: Option<&serde_json::Value>| Value::from(Serde(value));
         let now = inputs.now;
         let mut context = BTreeMap::from([
@@ -123,24 +147,33 @@ impl ChatTemplate {
             ("strftime_now", Value::from_function(move |format: &str| python_time::format(format, now))),
         ]);
         context.extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
-        let extra = inputs.extra.into_iter().flatten().map(|(name, value)| (name.as_str(), Value::from(Serde(value))));
-        context.extend(extra);
-        Value::from_pairs(context)
+        for (name, value) in inputs.extra.into_iter().flatten() {
+            // A conversation that is replaced here would never be seen.
+            if name == RAISE_EXCEPTION || context.contains_key(name.as_str()) {
+                return Err(TextError::ReservedVariable { name: name.clone() });
+            }
+            context.insert(name.as_str(), Value::from(Serde(value)));
+        }
+        Ok(Value::from_pairs(context))
     }
 }
+
+/// With this function a template refuses a conversation.
+const RAISE_EXCEPTION: &str = "raise_exception";
 
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the default delimiters are distinct"));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_fuel(Some(limits::FUEL));
+    environment.set_unknown_method_callback(limits::call_method);
     environment.add_filter("tojson", python_json::tojson);
     // In Python `none` cannot be iterated over, and whatever has a length and can be indexed is a sequence.
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
     });
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+    environment.add_function(RAISE_EXCEPTION, |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment

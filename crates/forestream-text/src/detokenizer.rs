@@ -22,6 +22,8 @@ pub struct Detokenizer {
     table: Arc<TokenTable>,
     specials: SpecialTokens,
     strips_space: bool,
+    /// Whether an id outside the vocabulary is no text instead of an error.
+    skips_unknown: bool,
     /// The bytes of a character that is not complete yet; at most 3 between calls.
     held: Vec<u8>,
 }
@@ -29,13 +31,18 @@ pub struct Detokenizer {
 impl Detokenizer {
     pub(crate) fn new(table: Arc<TokenTable>, specials: SpecialTokens, start: Start) -> Self {
         let strips_space = table.strips_leading_space() && start == Start::OfText;
-        Self { table, specials, strips_space, held: Vec::new() }
+        Self { table, specials, strips_space, skips_unknown: false, held: Vec::new() }
+    }
+
+    /// Takes ids outside the vocabulary as no text.
+    pub(crate) fn without_unknown(self) -> Self {
+        Self { skips_unknown: true, ..self }
     }
 
     /// Takes the next id and returns the text that is now complete, possibly none.
     ///
     /// # Errors
-    /// The id is outside the vocabulary.
+    /// The id is outside the vocabulary, unless this is [`crate::Tokenizer::detokenizer_after`] a prompt.
     pub fn push(&mut self, id: u32) -> Result<String, TextError> {
         let mut text = String::new();
         self.push_to(id, &mut text)?;
@@ -45,10 +52,14 @@ impl Detokenizer {
     /// Takes the next id and appends the text that is now complete.
     ///
     /// # Errors
-    /// The id is outside the vocabulary.
+    /// The id is outside the vocabulary, unless this is [`crate::Tokenizer::detokenizer_after`] a prompt.
     pub fn push_to(&mut self, id: u32, text: &mut String) -> Result<(), TextError> {
         let vocab_size = self.table.len();
-        let bytes = self.table.bytes(id).ok_or(TextError::UnknownToken { id, role: "to decode", vocab_size })?;
+        let bytes = match self.table.bytes(id) {
+            Some(bytes) => bytes,
+            None if self.skips_unknown => return Ok(()),
+            None => return Err(TextError::UnknownToken { id, role: "to decode", vocab_size }),
+        };
         if bytes.is_empty() || (self.specials == SpecialTokens::Skip && self.table.is_special(id)) {
             return Ok(());
         }

@@ -102,13 +102,47 @@ pub enum TextError {
     /// No source gives a chat template.
     #[error("the model has no chat template; give one, or send a plain prompt")]
     NoChatTemplate,
-    /// A chat template is not valid Jinja or failed while rendering.
-    #[error("chat template `{name}` failed")]
-    ChatTemplate {
+    /// A chat template is not valid Jinja.
+    #[error("the chat template `{name}` of {origin} is broken; mend it, or give another with --chat-template-file")]
+    BrokenChatTemplate {
         /// The name of the template.
         name: String,
+        /// The file, metadata or flag that it came from.
+        origin: String,
         /// Line and reason.
         source: minijinja::Error,
+    },
+    /// A chat template refused a conversation, or failed at it.
+    #[error(
+        "the chat template `{name}` of {origin} does not take this conversation; change it, or give another template \
+         with --chat-template-file"
+    )]
+    ChatTemplateFailed {
+        /// The name of the template.
+        name: String,
+        /// The file, metadata or flag that it came from.
+        origin: String,
+        /// Line and reason.
+        source: minijinja::Error,
+    },
+    /// A chat template took more work or memory than any conversation needs.
+    #[error(
+        "the chat template `{name}` of {origin} was stopped: it takes more work than any conversation needs; give \
+         another with --chat-template-file"
+    )]
+    EndlessChatTemplate {
+        /// The name of the template.
+        name: String,
+        /// The file, metadata or flag that it came from.
+        origin: String,
+        /// The line that it had reached.
+        source: minijinja::Error,
+    },
+    /// A variable for the chat template has the name of one that the program sets itself.
+    #[error("the chat template's variable `{name}` is set by the program; remove it from --chat-template-kwargs")]
+    ReservedVariable {
+        /// The name.
+        name: String,
     },
     /// An empty stop string would stop before the first token.
     #[error("stop string {index} is empty; remove it")]

@@ -7,6 +7,7 @@ use tokenizers::AddedToken;
 
 use crate::TextError;
 use crate::byte_level;
+use crate::chat_template::TemplateSources;
 use crate::sentencepiece;
 use crate::token_table::{TokenKind, TokenTable};
 use crate::tokenizer::{Parts, Roles};
@@ -73,7 +74,8 @@ impl GgufVocabulary {
         engine
             .add_tokens(added_tokens)
             .map_err(|source| TextError::Engine { doing: "adding the special tokens", source })?;
-        let templates = self.chat_template.take().map(|source| ("default".to_owned(), source));
+        let origin = "the GGUF metadata `tokenizer.chat_template`";
+        let templates = self.chat_template.take().map(|source| TemplateSources::one(origin, source));
         Ok(Parts {
             engine,
             table,
@@ -81,7 +83,7 @@ impl GgufVocabulary {
             suffix: self.eos.into_iter().filter(|_| self.add_eos.unwrap_or(false)).collect(),
             roles: Roles { bos: self.bos, eos: self.eos, unknown: self.unknown, padding: self.padding },
             end_of_generation: [self.eos, self.eot, self.eom].into_iter().flatten().collect(),
-            templates: templates.into_iter().collect(),
+            templates,
         })
     }
 

@@ -11,12 +11,16 @@ use tokenizers::decoders::DecoderWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{Model as _, Tokenizer as Engine};
 
+use crate::chat_template::TemplateSources;
 use crate::token_table::{TokenKind, TokenTable};
 use crate::tokenizer::{Parts, Roles};
 use crate::{TextError, byte_level, sentencepiece};
 
 /// Ids may leave gaps, so one broken id could ask for all the memory; no model comes near this.
 const LARGEST_VOCABULARY: u32 = 1 << 24;
+
+/// The file of special tokens, and often of the chat template.
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Reads a directory into the parts of a tokenizer.
 pub(crate) fn read(directory: &Path) -> Result<Parts, TextError> {
@@ -27,7 +31,7 @@ pub(crate) fn read(directory: &Path) -> Result<Parts, TextError> {
         Engine::from_bytes(&file).map_err(|source| TextError::Engine { doing: "reading tokenizer.json", source })?;
     engine.with_truncation(None).map_err(|source| TextError::Engine { doing: "turning truncation off", source })?;
     engine.with_padding(None);
-    let config: TokenizerConfig = read_json_if_present(&directory.join("tokenizer_config.json"))?.unwrap_or_default();
+    let config: TokenizerConfig = read_json_if_present(&directory.join(TOKENIZER_CONFIG))?.unwrap_or_default();
     let generation: GenerationConfig =
         read_json_if_present(&directory.join("generation_config.json"))?.unwrap_or_default();
     let table = table(&engine, &path)?;
@@ -107,16 +111,22 @@ impl Ids {
 }
 
 /// `chat_template.jinja` goes before the template in `tokenizer_config.json`.
-fn templates(directory: &Path, configured: Option<Templates>) -> Result<Vec<(String, String)>, TextError> {
+fn templates(directory: &Path, configured: Option<Templates>) -> Result<Option<TemplateSources>, TextError> {
     let path = directory.join("chat_template.jinja");
     if path.is_file() {
+        let origin = path.display().to_string();
         let source = std::fs::read_to_string(&path).map_err(|source| TextError::Read { path, source })?;
-        return Ok(vec![("default".to_owned(), source)]);
+        return Ok(Some(TemplateSources::one(origin, source)));
     }
+    let origin = directory.join(TOKENIZER_CONFIG).display().to_string();
     Ok(match configured {
-        None => Vec::new(),
-        Some(Templates::One(source)) => vec![("default".to_owned(), source)],
-        Some(Templates::Named(list)) => list.into_iter().map(|named| (named.name, named.template)).collect(),
+        None => None,
+        Some(Templates::Named(list)) if list.is_empty() => None,
+        Some(Templates::One(source)) => Some(TemplateSources::one(origin, source)),
+        Some(Templates::Named(list)) => {
+            let by_name = list.into_iter().map(|named| (named.name, named.template)).collect();
+            Some(TemplateSources { origin, by_name })
+        }
     })
 }
 

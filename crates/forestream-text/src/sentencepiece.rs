@@ -3,7 +3,7 @@
 //!
 //! The scores are turned into merge rules in the order of Hugging Face's own conversion, so that ids agree with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 
 use tokenizers::Tokenizer as Engine;
@@ -66,10 +66,13 @@ fn merges(vocabulary: &GgufVocabulary) -> Result<Vec<(String, String)>, TextErro
         .ok_or_else(|| TextError::MissingField { field: "scores", model: MODEL.to_owned() })?;
     let ids: HashMap<&str, u32> = vocabulary.tokens.iter().map(String::as_str).zip(0..).collect();
     let text_id = |token: &str| ids.get(token).copied().filter(|id| vocabulary.is_text(*id as usize));
+    // A part of a length that no token has is not looked up: that would read every part of a long token, byte by byte.
+    let lengths: HashSet<usize> = vocabulary.tokens.iter().map(String::len).collect();
     let mut rules = Vec::new();
     for (id, token) in vocabulary.tokens.iter().enumerate().filter(|(id, _)| vocabulary.is_text(*id)) {
         let start = rules.len();
-        for (cut, _) in token.char_indices().skip(1) {
+        let is_possible = |cut: &usize| lengths.contains(cut) && lengths.contains(&(token.len() - cut));
+        for cut in token.char_indices().map(|(cut, _)| cut).skip(1).filter(is_possible) {
             let (left, right) = token.split_at(cut);
             if let (Some(left_id), Some(right_id)) = (text_id(left), text_id(right)) {
                 rules.push(Rule { score: scores[id], left, right, ids: (left_id, right_id) });
@@ -77,8 +80,8 @@ fn merges(vocabulary: &GgufVocabulary) -> Result<Vec<(String, String)>, TextErro
         }
         rules[start..].sort_by_key(|rule| rule.ids);
     }
-    let lengths = |rule: &Rule<'_>| (rule.left.chars().count(), rule.right.chars().count());
-    rules.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| lengths(b).cmp(&lengths(a))));
+    let num_chars = |rule: &Rule<'_>| (rule.left.chars().count(), rule.right.chars().count());
+    rules.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| num_chars(b).cmp(&num_chars(a))));
     Ok(rules.into_iter().map(|rule| (rule.left.to_owned(), rule.right.to_owned())).collect())
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokenizers::tokenizer::pre_tokenizer::OffsetType;
 use tokenizers::{AddedVocabulary, Model as _, OffsetReferential, PreTokenizer as _, Tokenizer as Engine};
 
+use crate::chat_template::TemplateSources;
 use crate::token_table::TokenTable;
 use crate::{ChatTemplate, Detokenizer, GgufVocabulary, SpecialTokens, Start, TextError, hugging_face};
 
@@ -61,8 +62,7 @@ pub(crate) struct Parts {
     pub(crate) suffix: Vec<u32>,
     pub(crate) roles: Roles,
     pub(crate) end_of_generation: BTreeSet<u32>,
-    /// Chat templates by name; the usual one is called `default`.
-    pub(crate) templates: Vec<(String, String)>,
+    pub(crate) templates: Option<TemplateSources>,
 }
 
 /// Text to token ids and back, with what the model's files say about special tokens.
@@ -75,7 +75,7 @@ pub struct Tokenizer {
     suffix: Vec<u32>,
     roles: Roles,
     end_of_generation: BTreeSet<u32>,
-    templates: Vec<(String, String)>,
+    templates: Option<TemplateSources>,
 }
 
 impl Tokenizer {
@@ -165,10 +165,12 @@ impl Tokenizer {
 
     /// A detokenizer for what is generated after `prompt`; special tokens are left out.
     ///
+    /// So are ids outside the vocabulary: many a model has more rows than its tokenizer has tokens, and may choose one.
     /// A prompt of special tokens alone, such as BOS, is the start of the text.
     pub fn detokenizer_after(&self, prompt: &[u32]) -> Detokenizer {
         let is_start = prompt.iter().all(|id| self.is_special(*id));
-        self.detokenizer(SpecialTokens::Skip, if is_start { Start::OfText } else { Start::AfterText })
+        let start = if is_start { Start::OfText } else { Start::AfterText };
+        self.detokenizer(SpecialTokens::Skip, start).without_unknown()
     }
 
     /// The bytes that a token adds to the text (a special token: its name); `None` outside the vocabulary.
@@ -216,23 +218,20 @@ impl Tokenizer {
     /// # Errors
     /// There is no template, or it is not valid Jinja.
     pub fn chat_template(&self) -> Result<ChatTemplate, TextError> {
-        if self.templates.is_empty() {
-            let has_chat_ml = self.token_id("<|im_start|>").is_some();
-            return if has_chat_ml {
-                self.chat_template_from(ChatTemplate::CHAT_ML)
-            } else {
-                Err(TextError::NoChatTemplate)
-            };
+        let has_chat_ml = || self.token_id("<|im_start|>").is_some();
+        match &self.templates {
+            Some(templates) => ChatTemplate::new(templates.clone(), self.special_token_names()),
+            None if has_chat_ml() => self.chat_template_from(ChatTemplate::CHAT_ML, "this program (ChatML)"),
+            None => Err(TextError::NoChatTemplate),
         }
-        ChatTemplate::new(self.templates.clone(), self.special_token_names())
     }
 
-    /// A chat template given by the user, with this model's special tokens.
+    /// A chat template given by the user, with this model's special tokens; `origin` is the file or flag, for errors.
     ///
     /// # Errors
     /// The source is not valid Jinja.
-    pub fn chat_template_from(&self, source: &str) -> Result<ChatTemplate, TextError> {
-        ChatTemplate::new(vec![("default".to_owned(), source.to_owned())], self.special_token_names())
+    pub fn chat_template_from(&self, source: &str, origin: &str) -> Result<ChatTemplate, TextError> {
+        ChatTemplate::new(TemplateSources::one(origin, source), self.special_token_names())
     }
 
     /// The variables that chat templates use for special tokens.

@@ -102,3 +102,21 @@ fn broken_directories_are_refused() {
     let message = message(Tokenizer::from_directory(Path::new("/nowhere")));
     assert!(message.contains("/nowhere/tokenizer.json"), "{message}");
 }
+
+#[test]
+fn one_long_token_does_not_take_long() {
+    let long = "a".repeat(400_000);
+    let vocabulary = GgufVocabulary {
+        model: "llama".to_owned(),
+        pre: None,
+        tokens: ["a", "b", "aa", &long].map(str::to_owned).into(),
+        token_types: Some(vec![1; 4]),
+        scores: Some(vec![0.0, -1.0, -2.0, -3.0]),
+        merges: None,
+        ..GgufVocabulary::default()
+    };
+    let start = std::time::Instant::now();
+    let tokenizer = Tokenizer::from_gguf(vocabulary).unwrap();
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    assert_eq!(tokenizer.token_id("aa"), Some(2));
+}

@@ -115,6 +115,18 @@ fn generated_text_keeps_its_first_space_after_a_prompt_only() {
 }
 
 #[test]
+fn rows_that_pad_the_vocabulary_are_no_text_in_an_answer() {
+    let tokenizer = from_gguf("llama");
+    let padding = u32::try_from(tokenizer.vocab_size()).unwrap();
+    let mut ids = tokenizer.encode("a boat 🐌", AddSpecial::Never, ParseSpecial::No).unwrap();
+    (1..=ids.len()).rev().for_each(|index| ids.insert(index, padding + 100));
+    let mut detokenizer = tokenizer.detokenizer_after(&[]);
+    let text: String = ids.iter().map(|id| detokenizer.push(*id).unwrap()).collect();
+    assert_eq!(text + &detokenizer.finish(), "a boat 🐌");
+    assert!(tokenizer.decode(&ids, SpecialTokens::Keep).is_err());
+}
+
+#[test]
 fn threads_may_share_a_tokenizer() {
     fn is_shared<T: Send + Sync>() {}
     is_shared::<Tokenizer>();

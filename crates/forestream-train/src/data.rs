@@ -7,7 +7,9 @@
 use std::path::{Path, PathBuf};
 
 use forestream_model::TokenId;
-use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, TextError, Tokenizer};
+use forestream_text::{
+    AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecial, SpecialTokens, TextError, Tokenizer,
+};
 use serde_json::{Map, Value};
 
 use crate::batch::shuffled;
@@ -128,6 +130,16 @@ pub struct Draw {
     pub seed: u64,
 }
 
+/// Whose answers a file of `forestream distill` may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer<'a> {
+    /// The base's, or those of any adapter for it: a task is learnt from texts.
+    Any,
+    /// Those of the model that the streams are for: the base, or what the changes of this
+    /// [`forestream_model::streams::Adapter::task_digest`] make of it.
+    Target(Option<&'a str>),
+}
+
 /// Reads data for one model.
 #[derive(Clone, Copy, Debug)]
 pub struct DataReader<'a> {
@@ -137,6 +149,8 @@ pub struct DataReader<'a> {
     pub template: Option<&'a ChatTemplate>,
     /// [`forestream_model::Checkpoint::fingerprint`] of the model.
     pub fingerprint: &'a str,
+    /// Who may have written the answers.
+    pub writer: Writer<'a>,
     /// Tokens of the model's vocabulary.
     pub vocab_size: usize,
     /// The longest text; longer ones are cut.
@@ -191,7 +205,8 @@ impl DataReader<'_> {
         }
         if example.prompt.len() + 2 > self.max_len {
             return Err(format!(
-                "the prompt has {} tokens, and a text may have {}; raise --ctx-size or remove the row",
+                "the prompt has {} tokens, and a text may have {}; remove the row, or raise --ctx-size if the model was trained for \
+                 more",
                 example.prompt.len(),
                 self.max_len
             ));
@@ -242,14 +257,29 @@ impl DataReader<'_> {
     fn check_header(&self, header: &Map<String, Value>) -> Result<(), String> {
         let text = |name| header.get(name).and_then(Value::as_str).unwrap_or_default();
         let (model, fingerprint) = (text("model"), text("fingerprint"));
-        if fingerprint == self.fingerprint {
-            return Ok(());
+        if fingerprint != self.fingerprint {
+            return Err(format!(
+                "these answers were written by `{model}` (fingerprint {fingerprint:.12}), but the model's fingerprint is \
+                 {:.12}; run `forestream distill` with this model, or train with that one",
+                self.fingerprint
+            ));
         }
-        Err(format!(
-            "these answers were written by `{model}` (fingerprint {fingerprint:.12}), but the model's fingerprint is \
-             {:.12}; run `forestream distill` with this model, or train with that one",
-            self.fingerprint
-        ))
+        let written_with = header.get("adapter").and_then(Value::as_str);
+        match (self.writer, written_with) {
+            (Writer::Target(adapter), written_with) if adapter != written_with => {
+                let name = |adapter: Option<&str>| {
+                    adapter
+                        .map_or("no adapter that changes it".to_owned(), |digest| format!("the adapter {digest:.12}"))
+                };
+                Err(format!(
+                    "these answers were written by `{model}` with {}, but the streams are for it with {}; name the same \
+                     adapter with --adapter for `forestream distill` and `train`",
+                    name(written_with),
+                    name(adapter)
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The last message as completion of those before it.
@@ -260,7 +290,7 @@ impl DataReader<'_> {
             let prompt: String = before.iter().filter_map(|message| message.content.as_str()).collect();
             return Ok(Example {
                 prompt: self.encode(&prompt, AddSpecial::AsConfigured, ParseSpecial::No)?,
-                completion: self.ended(self.encode(content, AddSpecial::Never, ParseSpecial::No)?),
+                completion: self.ended(self.encode(content, AddSpecial::Never, ParseSpecial::No)?)?,
             });
         };
         let render = |inputs: &ChatInputs<'_>| template.render(inputs).map_err(|error| describe(&error));
@@ -272,17 +302,26 @@ impl DataReader<'_> {
             None => self.encode(content, AddSpecial::Never, ParseSpecial::No)?,
         };
         let prompt = self.encode(&prompt, AddSpecial::Never, ParseSpecial::Yes)?;
-        Ok(Example { prompt, completion: self.ended(completion) })
+        Ok(Example { prompt, completion: self.ended(completion)? })
     }
 
-    /// The tokens up to the first that ends a turn, which is added where there is none.
-    fn ended(&self, mut tokens: Vec<TokenId>) -> Vec<TokenId> {
+    /// The tokens up to the first that ends a turn, which is added where there is none. What a template writes after it is
+    /// white space; more belongs to an answer that would be cut.
+    fn ended(&self, mut tokens: Vec<TokenId>) -> Result<Vec<TokenId>, String> {
         let ends = self.tokenizer.end_of_generation();
-        match tokens.iter().position(|id| ends.contains(id)) {
-            Some(index) => tokens.truncate(index + 1),
-            None => tokens.extend(self.tokenizer.eos()),
+        let Some(index) = tokens.iter().position(|id| ends.contains(id)) else {
+            tokens.extend(self.tokenizer.eos());
+            return Ok(tokens);
+        };
+        let text =
+            |tokens: &[TokenId], specials| self.tokenizer.decode(tokens, specials).map_err(|error| describe(&error));
+        let after = text(&tokens[index + 1..], SpecialTokens::Skip)?;
+        if !after.trim().is_empty() {
+            let end = text(&tokens[index..=index], SpecialTokens::Keep)?;
+            return Err(format!("the answer goes on after `{end}`, which ends a turn; remove that from its text"));
         }
-        tokens
+        tokens.truncate(index + 1);
+        Ok(tokens)
     }
 
     fn encode(&self, text: &str, add: AddSpecial, parse: ParseSpecial) -> Result<Vec<TokenId>, String> {

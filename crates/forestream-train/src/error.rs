@@ -20,10 +20,10 @@ pub enum TrainError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// A setting that cannot be used.
-    #[error("{flag}: {problem}")]
+    #[error("{what}: {problem}")]
     Setting {
-        /// The flag that sets it.
-        flag: &'static str,
+        /// The flag that sets it, or in words what several flags set.
+        what: &'static str,
         /// What is wrong, and what to do.
         problem: String,
     },
@@ -90,6 +90,12 @@ pub enum TrainError {
         /// The adapter's directory.
         directory: PathBuf,
     },
+    /// A file of somebody else has the name of one that the run would write.
+    #[error("{path} would be written over; choose another --output, or move it away")]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another run writes into the directory.
     #[error("another run writes to {path}; wait for its end, or choose another --output")]
     InUse {
@@ -134,7 +140,7 @@ impl TrainError {
         |source| Self::Read { path: path.to_owned(), source }
     }
 
-    pub(crate) fn setting(flag: &'static str, problem: impl Into<String>) -> Self {
-        Self::Setting { flag, problem: problem.into() }
+    pub(crate) fn setting(what: &'static str, problem: impl Into<String>) -> Self {
+        Self::Setting { what, problem: problem.into() }
     }
 }

@@ -1,15 +1,15 @@
 //! How well streams foresee held-out text, and in joint mode how well main rows predict it.
 
-use forestream_burn::StreamWeights;
+use forestream_burn::{StreamBase, StreamWeights};
 use forestream_model::streams::Calibration;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::calibration::{self, Proposal};
 use crate::data::Example;
-use crate::objective::{MainScore, Score, exit_cross_entropy, exponentials, main_cross_entropy, maximum, tau};
+use crate::objective::{NextTokenScore, Score, exit_cross_entropy, exponentials, main_cross_entropy, maximum, tau};
 use crate::pieces::{PieceMaker, run, values};
-use crate::progress::MainFigures;
+use crate::progress::NextTokenFigures;
 use crate::targets::{Target, Targets};
 
 /// Proposals of a row that the calibration looks at.
@@ -22,10 +22,10 @@ pub struct Evaluation {
     pub loss: f64,
     /// The main rows, where they are trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub main: Option<MainFigures>,
+    pub main: Option<NextTokenFigures>,
     /// The early exit, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub early_exit: Option<MainFigures>,
+    pub early_exit: Option<NextTokenFigures>,
     /// By depth: how often the most probable token is the target, given that the tokens before it are right.
     pub accuracy: Vec<f64>,
     /// `1 + sum_k prod_(i<=k) accuracy_i`.
@@ -38,11 +38,20 @@ pub struct Evaluation {
     pub num_positions: usize,
 }
 
+impl Evaluation {
+    /// Whether everything in it is a number: weights that diverged give others.
+    pub(crate) fn is_finite(&self) -> bool {
+        let others = [&self.main, &self.early_exit].into_iter().flatten().map(|figures| figures.loss);
+        let calibration = self.calibration.iter().flat_map(|line| [line.slope, line.intercept]).map(f64::from);
+        others.chain(calibration).chain([self.loss]).all(f64::is_finite)
+    }
+}
+
 /// Sums over examples.
 struct Sums {
     score: Score,
-    main: MainScore,
-    early_exit: MainScore,
+    main: NextTokenScore,
+    early_exit: NextTokenScore,
     /// By depth.
     proposals: Vec<Vec<Proposal>>,
     num_passes: usize,
@@ -55,15 +64,16 @@ struct Sums {
 /// # Errors
 /// If a pass fails.
 pub(crate) fn evaluate(
-    mut maker: PieceMaker<'_>,
+    maker: &mut PieceMaker,
+    base: &StreamBase,
     weights: &StreamWeights,
     examples: &[Example],
 ) -> Result<Evaluation, TrainError> {
-    let mut sums = Sums::new(maker.base.adapter().streams.num_streams);
+    let mut sums = Sums::new(base.adapter().streams.num_streams);
     for example in examples {
         let mut accepted = Vec::new();
         for piece in maker.pieces(example)? {
-            let logits = run(maker.base, weights, vec![piece.input])?;
+            let logits = run(base, weights, vec![piece.input])?;
             sums.add(values(logits.streams), &piece.targets, &mut accepted);
             if let Some(logits) = logits.early_exit {
                 sums.early_exit.add(exit_cross_entropy(&mut values(logits), &piece.targets.next, 0.0));
@@ -77,8 +87,8 @@ pub(crate) fn evaluate(
     let accuracy = sums.score.accuracy();
     Ok(Evaluation {
         loss: sums.score.mean_loss(),
-        main: MainFigures::of(&sums.main),
-        early_exit: MainFigures::of(&sums.early_exit),
+        main: NextTokenFigures::of(&sums.main),
+        early_exit: NextTokenFigures::of(&sums.early_exit),
         tau: tau(&accuracy),
         accuracy,
         chain: sums.num_tokens as f64 / sums.num_passes.max(1) as f64,
@@ -91,8 +101,8 @@ impl Sums {
     fn new(num_streams: usize) -> Self {
         Self {
             score: Score::new(num_streams),
-            main: MainScore::default(),
-            early_exit: MainScore::default(),
+            main: NextTokenScore::default(),
+            early_exit: NextTokenScore::default(),
             proposals: vec![Vec::new(); num_streams],
             num_passes: 0,
             num_tokens: 0,
@@ -124,14 +134,16 @@ impl Sums {
             Target::OutsideVocabulary => None,
             Target::Row(target) => Some(target as usize),
         };
-        let weight = f64::from(targets.weight(row));
         let (best, max) = maximum(logits);
-        let log_probability = target.map_or(0.0, |target| f64::from(logits[target] - max));
+        let log_probability = target.map(|target| f64::from(logits[target] - max));
         let sum = exponentials(logits, max);
         self.score.rows[depth] += 1;
         self.score.hits[depth] += u64::from(target == Some(best));
-        self.score.loss += weight * (f64::from(sum).ln() - log_probability);
-        self.score.weight += weight;
+        if let Some(log_probability) = log_probability {
+            let weight = f64::from(targets.weight(row));
+            self.score.loss += weight * (f64::from(sum).ln() - log_probability);
+            self.score.weight += weight;
+        }
         for _ in 0..NUM_PROPOSALS.min(logits.len()) {
             let (index, exponential) = maximum(logits);
             self.proposals[depth].push((calibration::log_odds(exponential / sum), target == Some(index)));
@@ -154,6 +166,7 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::targets::Teacher;
 
     #[test]
     fn streams_count_only_after_streams_that_are_right() {
@@ -173,5 +186,18 @@ mod tests {
         assert_eq!((sums.num_passes, sums.num_tokens), (1, 3));
         sums.walk(&[0, 1, 0, 0]);
         assert_eq!((sums.num_passes, sums.num_tokens), (4, 7));
+    }
+
+    #[test]
+    fn the_loss_is_cross_entropy_whatever_streams_learn_from() {
+        let loss = |teacher| {
+            let rows = vec![Target::Row(1), Target::OutsideVocabulary, Target::Row(0), Target::None];
+            let targets = Targets { num_streams: 2, depth_decay: 0.9, rows, next: Vec::new(), teacher };
+            let mut sums = Sums::new(2);
+            sums.add(vec![0., 1., 5., 0., 1., 0., 2., 1.], &targets, &mut Vec::new());
+            sums.score.mean_loss()
+        };
+        let taught = loss(Some(Teacher { probabilities: vec![0.5; 8], width: 2 }));
+        assert!((loss(None) - taught).abs() < 1e-12, "{} and {taught}", loss(None));
     }
 }

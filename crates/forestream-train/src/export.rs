@@ -11,6 +11,8 @@ use crate::data::Dataset;
 use crate::evaluate::Evaluation;
 use crate::settings::TrainSettings;
 
+/// File that describes the adapter, for people.
+pub(crate) const CARD: &str = "README.md";
 /// File with what made the adapter, for programs.
 pub const PROVENANCE: &str = "provenance.json";
 
@@ -103,7 +105,7 @@ pub(crate) fn describe(
     };
     let json = serde_json::to_string_pretty(&provenance).expect("provenance is plain data") + "\n";
     let card = card(config, trained_on, evaluation, origin);
-    for (name, text) in [(PROVENANCE, json), ("README.md", card)] {
+    for (name, text) in [(PROVENANCE, json), (CARD, card)] {
         let path = directory.join(name);
         std::fs::write(&path, text).map_err(TrainError::write(&path))?;
     }

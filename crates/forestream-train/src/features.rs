@@ -39,12 +39,6 @@ pub(crate) struct FeatureExtractor {
     memory: TraceMemory,
 }
 
-/// Consecutive positions of an example.
-pub(crate) struct Stretch {
-    pub(crate) segment: Segment,
-    pub(crate) teacher: Option<Teacher>,
-}
-
 impl FeatureExtractor {
     /// Loads the frozen model; layers from `first_layer` on are trained. Segments are whole examples, and nothing is kept
     /// for later epochs.
@@ -94,11 +88,11 @@ impl FeatureExtractor {
         self.model.config()
     }
 
-    /// The positions of an example that have targets, in stretches of consecutive ones.
+    /// The positions of an example that have targets, in segments of consecutive ones with their teachers, if any.
     ///
     /// # Errors
     /// If a pass fails.
-    pub(crate) fn stretches(&mut self, example: &Example) -> Result<Vec<Stretch>, ModelError> {
+    pub(crate) fn segments(&mut self, example: &Example) -> Result<Vec<(Segment, Option<Teacher>)>, ModelError> {
         let text = example.text();
         let first = example.prompt.len() - 1;
         let end = first + example.num_positions();
@@ -110,14 +104,12 @@ impl FeatureExtractor {
             self.memory.keep(example, trace)
         };
         let starts = (first..end).step_by(self.segment_len);
-        let stretch = |start: usize| {
+        let segment = |start: usize| {
             let positions = start..start.saturating_add(self.segment_len).min(end);
-            Stretch {
-                teacher: self.teacher(&trace, first, &positions),
-                segment: self.segment(&text, &trace, first, positions),
-            }
+            let teacher = self.teacher(&trace, first, &positions);
+            (self.segment(&text, &trace, first, positions), teacher)
         };
-        Ok(starts.map(stretch).collect())
+        Ok(starts.map(segment).collect())
     }
 
     /// All positions of an example that have targets, for a pass in which main rows are trained too.
@@ -216,6 +208,7 @@ impl FeatureExtractor {
             values,
         }
     }
+
     /// The first `len` keys and values of a layer, `[kv_heads, len, head_dim]` each.
     fn keys_and_values(&self, layer: &LayerTrace, len: usize) -> (Vec<f32>, Vec<f32>) {
         let heads = self.config().num_key_value_heads;

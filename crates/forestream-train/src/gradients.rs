@@ -8,7 +8,7 @@ use forestream_model::TokenId;
 
 use crate::TrainError;
 use crate::adamw::Named;
-use crate::objective::{MainScore, Score, exit_cross_entropy, main_cross_entropy, score_rows};
+use crate::objective::{NextTokenScore, Score, exit_cross_entropy, main_cross_entropy, score_rows};
 use crate::pieces::{Input, Piece, run, values};
 use crate::settings::TrainSettings;
 use crate::targets::{Target, Targets};
@@ -18,13 +18,17 @@ use crate::workers::Workers;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct BatchScore {
     pub(crate) streams: Score,
-    pub(crate) main: MainScore,
-    pub(crate) early_exit: MainScore,
+    pub(crate) main: NextTokenScore,
+    pub(crate) early_exit: NextTokenScore,
 }
 
 impl BatchScore {
     fn new(num_streams: usize) -> Self {
-        Self { streams: Score::new(num_streams), main: MainScore::default(), early_exit: MainScore::default() }
+        Self {
+            streams: Score::new(num_streams),
+            main: NextTokenScore::default(),
+            early_exit: NextTokenScore::default(),
+        }
     }
 
     fn add(&mut self, other: &Self) {
@@ -36,10 +40,12 @@ impl BatchScore {
 
 /// The scales of a step's losses: all parts share them, so that their gradients add up to those of the step.
 struct Scales {
-    /// Sum of the targets' weights over the weight of the streams' mean loss.
-    stream_weight: f64,
-    main: f32,
-    early_exit: f32,
+    /// What the losses of streams are divided by: the sum of their targets' weights over the weight of their mean loss.
+    stream_divisor: f64,
+    /// What the losses of main rows are multiplied by.
+    main_factor: f32,
+    /// What the losses of the early exit are multiplied by.
+    early_exit_factor: f32,
 }
 
 impl Scales {
@@ -49,9 +55,9 @@ impl Scales {
         let total_weight = pieces.iter().map(|piece| piece.targets.total_weight()).sum::<f64>().max(f64::MIN_POSITIVE);
         let num_main_rows = pieces.iter().map(|piece| piece.main_targets.len()).sum::<usize>();
         Self {
-            stream_weight: total_weight / stream_weight,
-            main: (main_weight / num_main_rows.max(1) as f64) as f32,
-            early_exit: 1.0 / pieces.iter().map(Piece::num_positions).sum::<usize>().max(1) as f32,
+            stream_divisor: total_weight / stream_weight,
+            main_factor: (main_weight / num_main_rows.max(1) as f64) as f32,
+            early_exit_factor: 1.0 / pieces.iter().map(Piece::num_positions).sum::<usize>().max(1) as f32,
         }
     }
 }
@@ -93,19 +99,19 @@ impl Step<'_> {
         let mut rest = gradient.as_mut_slice();
         for targets in &part.targets {
             let (own, others) = rest.split_at_mut(targets.rows.len() * width);
-            score.streams.add(&score_rows(own, targets, self.settings.objective, scales.stream_weight));
+            score.streams.add(&score_rows(own, targets, self.settings.objective, scales.stream_divisor));
             rest = others;
         }
         let mut loss = product(logits.streams, gradient);
         if let Some(logits) = logits.main {
             let mut gradient = values(logits.clone());
-            score.main.add(main_cross_entropy(&mut gradient, &part.main_targets, scales.main));
+            score.main.add(main_cross_entropy(&mut gradient, &part.main_targets, scales.main_factor));
             loss = loss + product(logits, gradient);
         }
         if let Some(logits) = logits.early_exit {
             let next: Vec<Target> = part.targets.iter().flat_map(|targets| &targets.next).copied().collect();
             let mut gradient = values(logits.clone());
-            score.early_exit.add(exit_cross_entropy(&mut gradient, &next, scales.early_exit));
+            score.early_exit.add(exit_cross_entropy(&mut gradient, &next, scales.early_exit_factor));
             loss = loss + product(logits, gradient);
         }
         Ok((score, gradients_of(&loss, &weights)))
@@ -168,7 +174,9 @@ mod tests {
     use std::path::Path;
 
     use forestream_burn::tensor::Device;
-    use forestream_model::streams::{ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, StreamConfig, TrainingMode};
+    use forestream_model::streams::{
+        ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, MAIN_LAYERS, StreamConfig, TrainingMode,
+    };
     use forestream_model::{Checkpoint, LoadOptions};
 
     use super::*;
@@ -180,7 +188,7 @@ mod tests {
     use crate::settings::JointSettings;
 
     /// Hands a step with these settings, and what makes its pieces, to `check`.
-    fn with_step(settings: &TrainSettings, check: impl FnOnce(&Step<'_>, &mut PieceMaker<'_>)) {
+    fn with_step(settings: &TrainSettings, check: impl FnOnce(&Step<'_>, &mut PieceMaker)) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
         let checkpoint = Checkpoint::open(&path).unwrap();
         let mode = if settings.joint.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless };
@@ -206,12 +214,11 @@ mod tests {
         };
         let (device, workers) = (Device::flex(), Workers::apart(2).unwrap());
         let base = StreamBase::load(&checkpoint, &config, &[], &device).unwrap();
-        let mut features = FeatureExtractor::load(&checkpoint, base.first_layer(), 2, LoadOptions::default()).unwrap();
+        let features = FeatureExtractor::load(&checkpoint, base.first_layer(), 2, LoadOptions::default()).unwrap();
         let vocabulary = DraftRows::new(&[], checkpoint.config().vocab_size);
         let weights = StreamWeights::init(&config, checkpoint.config(), 3, &device).values();
         let step = Step { base: &base, weights: &weights, device: &device, settings, workers: &workers };
-        let depth_decay = settings.depth_decay;
-        check(&step, &mut PieceMaker { features: &mut features, base: &base, vocabulary: &vocabulary, depth_decay });
+        check(&step, &mut PieceMaker::new(features, vocabulary, &config, settings.depth_decay));
     }
 
     fn joint_settings(main_loss_weight: f64, stream_loss_weight: f64) -> TrainSettings {
@@ -277,7 +284,7 @@ mod tests {
     fn each_loss_reaches_what_it_weighs() {
         const TRUE: [TokenId; 5] = [10, 11, 12, 13, 14];
         let size = |gradients: &Named, is_main: bool| -> f32 {
-            let meant = gradients.iter().filter(|(name, _)| name.starts_with("main.") == is_main);
+            let meant = gradients.iter().filter(|(name, _)| name.starts_with(MAIN_LAYERS) == is_main);
             meant.flat_map(|(_, values)| values).map(|x| x.abs()).sum()
         };
         let without_streams = joint_gradients(1.0, 0.0, TRUE);

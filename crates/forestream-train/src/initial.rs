@@ -3,7 +3,7 @@
 use forestream_burn::StreamWeights;
 use forestream_burn::tensor::Device;
 use forestream_model::DecoderConfig;
-use forestream_model::streams::{Adapter, AdapterConfig};
+use forestream_model::streams::{Adapter, AdapterConfig, MAIN_LAYERS};
 
 use crate::adamw::Named;
 use crate::{TrainError, inner_features};
@@ -43,9 +43,20 @@ pub(crate) fn initial_weights(
         None => Ok(initial.tensors),
         Some(spec) => {
             let (name, shape) = (spec.name, spec.shape);
-            let problem =
-                format!("it has no `{name}` of {shape:?}; leave out the flags for sizes, and it keeps its own");
-            Err(TrainError::setting("the adapter to start from", problem))
+            let remedy = match &initial.config.main_lora {
+                _ if !name.starts_with(MAIN_LAYERS) => "leave out the flags for sizes, and it keeps its own".to_owned(),
+                Some(main) => format!(
+                    "it changes the model in its top {} layers, with rank {}; leave out --main-lora-layers and \
+                     --main-lora-rank, and it keeps them",
+                    main.num_layers, main.lora.rank
+                ),
+                None => {
+                    "it leaves the model as it is; begin a joint run without it, and train its streams on afterwards, \
+                         with --adapter for the model and --init-from for the streams"
+                        .to_owned()
+                }
+            };
+            Err(TrainError::setting("the adapter to start from", format!("it has no `{name}` of {shape:?}; {remedy}")))
         }
     }
 }

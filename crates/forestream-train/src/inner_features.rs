@@ -3,8 +3,8 @@
 //! Three quarters of a layer's weights are its MLP's, and few of its inner features carry most of what it adds to a row. The
 //! ones that add most to stream rows are kept, and the trained changes of these rows make up for the others.
 
-use forestream_burn::{StreamWeights, inner_energies};
-use forestream_model::streams::{Adapter, AdapterConfig, Projection, TrainingMode};
+use forestream_burn::{StreamBase, StreamWeights, inner_energies};
+use forestream_model::streams::{Adapter, AdapterConfig, Projection, STREAM_LAYERS, TrainingMode};
 
 use crate::TrainError;
 use crate::adamw::Named;
@@ -14,29 +14,66 @@ use crate::pieces::{Input, PieceMaker};
 /// The energies of so many positions are added up; more move the choice little.
 const MEASURED_POSITIONS: usize = 4000;
 
-/// The inner features that streams with these initial weights keep already, for their layers from the highest down, in the
-/// order of the layers; empty where all are to be chosen, or all kept. A run may leave out the lowest of these layers, or add
-/// lower ones, for which they are still to be chosen.
-///
-/// # Errors
-/// Initial weights of another width, and joint mode, whose main rows run through the same layers.
-pub(crate) fn kept_by(initial: Option<&Adapter>, adapter: &AdapterConfig) -> Result<Vec<Vec<u32>>, TrainError> {
-    const FLAG: &str = "--stream-intermediate-size";
-    let wanted = adapter.streams.intermediate_size;
-    if wanted.is_some() && adapter.mode == TrainingMode::Joint {
-        let problem = "joint mode trains main rows, which need all inner features; give the size when the streams are trained \
-                       on with --adapter";
-        return Err(TrainError::setting(FLAG, problem));
-    }
-    match initial.and_then(|initial| initial.config.streams.intermediate_size.map(|size| (size, initial))) {
-        None => Ok(Vec::new()),
-        Some((size, initial)) if wanted == Some(size) => {
-            let left_out = initial.inner_features.len().saturating_sub(adapter.streams.num_msa_layers);
-            Ok(initial.inner_features[left_out..].to_vec())
+/// The inner features that stream rows keep.
+pub(crate) enum InnerFeatures {
+    /// All of them.
+    All,
+    /// `size` of each layer, which the run chooses when it begins, from weights for all of them; those of the highest
+    /// layers may be given.
+    Open { size: usize, given: Vec<Vec<u32>> },
+    /// These, by layer.
+    Chosen(Vec<Vec<u32>>),
+}
+
+impl InnerFeatures {
+    /// Those of the streams of `adapter`, which start from `initial`. A run may leave out the lowest of the layers of
+    /// `initial`, or add lower ones, for which they are still to be chosen.
+    ///
+    /// # Errors
+    /// Initial weights of another width, and joint mode, whose main rows run through the same layers.
+    pub(crate) fn of(adapter: &AdapterConfig, initial: Option<&Adapter>) -> Result<Self, TrainError> {
+        const FLAG: &str = "--stream-intermediate-size";
+        let wanted = adapter.streams.intermediate_size;
+        let own_size = initial.and_then(|initial| initial.config.streams.intermediate_size);
+        if adapter.mode == TrainingMode::Joint && own_size.is_some() {
+            let problem = "its streams are narrow, and joint mode trains main rows through the same layers; start from wide \
+                           streams, or from none";
+            return Err(TrainError::setting("the adapter to start from", problem));
         }
-        Some((size, _)) => {
+        if wanted.is_some() && adapter.mode == TrainingMode::Joint {
+            let problem = "joint mode trains main rows, which need all inner features; give the size when the streams are \
+                           trained on with --adapter";
+            return Err(TrainError::setting(FLAG, problem));
+        }
+        if let Some(size) = own_size.filter(|_| own_size != wanted) {
             let problem = format!("the adapter to start from has streams of {size} inner features; leave out the flag");
-            Err(TrainError::setting(FLAG, problem))
+            return Err(TrainError::setting(FLAG, problem));
+        }
+        let Some(size) = wanted else { return Ok(Self::All) };
+        let given = initial.map_or([].as_slice(), |initial| &initial.inner_features);
+        let num_layers = adapter.streams.num_msa_layers;
+        let given = given[given.len().saturating_sub(num_layers)..].to_vec();
+        Ok(if given.len() == num_layers { Self::Chosen(given) } else { Self::Open { size, given } })
+    }
+
+    /// Whether some are still to be chosen.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self, Self::Open { .. })
+    }
+
+    /// Those that the adapter to start from has brought, or that are chosen: of all layers or of the highest ones.
+    pub(crate) fn given(&self) -> &[Vec<u32>] {
+        match self {
+            Self::All => &[],
+            Self::Open { given: features, .. } | Self::Chosen(features) => features,
+        }
+    }
+
+    /// By layer, once they are chosen; empty where all are kept.
+    pub(crate) fn chosen(&self) -> &[Vec<u32>] {
+        match self {
+            Self::Chosen(features) => features,
+            Self::All | Self::Open { .. } => &[],
         }
     }
 }
@@ -47,7 +84,8 @@ pub(crate) fn kept_by(initial: Option<&Adapter>, adapter: &AdapterConfig) -> Res
 /// If a pass fails.
 pub(crate) fn choose(
     size: usize,
-    mut maker: PieceMaker<'_>,
+    maker: &mut PieceMaker,
+    base: &StreamBase,
     weights: &StreamWeights,
     examples: &[Example],
 ) -> Result<Vec<Vec<u32>>, TrainError> {
@@ -56,7 +94,7 @@ pub(crate) fn choose(
         for piece in maker.pieces(example)? {
             num_positions += piece.num_positions();
             let Input::Lossless(segment) = piece.input else { continue };
-            let energies = inner_energies(maker.base, weights, &[segment])?;
+            let energies = inner_energies(base, weights, &[segment])?;
             sums.resize_with(energies.len(), Vec::new);
             for (sums, energies) in sums.iter_mut().zip(energies) {
                 sums.resize(energies.len(), 0.0);
@@ -132,7 +170,7 @@ fn resize(
     ];
     for (index, features) in inner_features.iter().enumerate() {
         for (projection, tensor, axis) in TENSORS {
-            let name = format!("layers.{}.{}.{tensor}.weight", first_layer + index, projection.path());
+            let name = format!("{STREAM_LAYERS}.{}.{}.{tensor}.weight", first_layer + index, projection.path());
             if let Some(values) = weights.get_mut(&name) {
                 *values = change(values, features, axis);
             }

@@ -3,12 +3,13 @@
 //! The result is a Hugging Face directory with half-precision weights that other programs can load. It has no streams.
 //! Tensors are computed while they are written, so that one of them at a time is in memory.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use forestream_model::architectures::ARCHITECTURES;
-use forestream_model::streams::{Adapter, LoraConfig};
+use forestream_model::streams::{Adapter, LoraConfig, MAIN_LAYERS};
 use forestream_model::{Checkpoint, Format, RopeScaling};
 use serde_json::{Map, Value, json};
 
@@ -39,7 +40,7 @@ pub fn merge(base: &Checkpoint, adapter: &Adapter, output: &Path) -> Result<Vec<
         let problem = "this adapter leaves the model as it is, so there is nothing to merge; train with --mode joint";
         return Err(TrainError::setting("--adapter", problem));
     };
-    if let Some(path) = weights_in(output) {
+    if let Some(path) = in_the_way(output) {
         let problem = format!("{} exists; choose another directory", path.display());
         return Err(TrainError::setting("--output", problem));
     }
@@ -60,10 +61,14 @@ pub fn merge(base: &Checkpoint, adapter: &Adapter, output: &Path) -> Result<Vec<
     Ok(names)
 }
 
-/// Weights in a directory, of a model or an adapter.
-fn weights_in(directory: &Path) -> Option<PathBuf> {
+/// Weights in a directory, of a model or an adapter, or a file of another model that would be written over.
+fn in_the_way(directory: &Path) -> Option<PathBuf> {
     let paths = std::fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors")).min()
+    let is_written = |path: &Path| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        name.is_some_and(|name| name == CONFIG || COPIED.contains(&name) || name.ends_with(".safetensors"))
+    };
+    paths.filter(|path| is_written(path)).min()
 }
 
 /// Files of one run, which are removed again unless all of them could be written: half a model would be in the way of
@@ -72,34 +77,29 @@ struct NewFiles<'a> {
     directory: &'a Path,
     is_new_directory: bool,
     written: Vec<String>,
-    /// Those that were not there before, and so are to be removed.
-    new: Vec<PathBuf>,
 }
 
 impl<'a> NewFiles<'a> {
     fn create_in(directory: &'a Path) -> Result<Self, TrainError> {
         let is_new_directory = !directory.exists();
         std::fs::create_dir_all(directory).map_err(TrainError::write(directory))?;
-        Ok(Self { directory, is_new_directory, written: Vec::new(), new: Vec::new() })
+        Ok(Self { directory, is_new_directory, written: Vec::new() })
     }
 
     /// Lets `write` make a file under a temporary name, and gives it its own when it is whole.
     fn write(&mut self, name: &str, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), TrainError> {
         let path = self.directory.join(name);
         let partial = path.with_extension("partial");
-        let is_new = !path.exists();
         if let Err(source) = write(&partial).and_then(|()| std::fs::rename(&partial, &path)) {
             let _ = std::fs::remove_file(&partial);
             return Err(TrainError::Merge { path, source });
         }
         self.written.push(name.to_owned());
-        self.new.extend(is_new.then_some(path));
         Ok(())
     }
 
     /// Leaves the files where they are; returns their names.
     fn keep(mut self) -> Vec<String> {
-        self.new.clear();
         self.is_new_directory = false;
         std::mem::take(&mut self.written)
     }
@@ -107,8 +107,8 @@ impl<'a> NewFiles<'a> {
 
 impl Drop for NewFiles<'_> {
     fn drop(&mut self) {
-        for path in &self.new {
-            let _ = std::fs::remove_file(path); // the error that led here says more than this one would
+        for name in &self.written {
+            let _ = std::fs::remove_file(self.directory.join(name)); // the error that led here says more than this one would
         }
         if self.is_new_directory {
             let _ = std::fs::remove_dir(self.directory);
@@ -129,8 +129,9 @@ impl<'a> Merged<'a> {
     fn new(base: &'a Checkpoint, adapter: &'a Adapter, lora: &'a LoraConfig, name: &str) -> Result<Self, TrainError> {
         let weight = base.weight(name)?;
         let shape = if weight.rows == 1 { vec![weight.cols] } else { vec![weight.rows, weight.cols] };
-        let path = name.strip_prefix("model.").and_then(|name| name.strip_suffix(".weight")).unwrap_or_default();
-        let factor = |which: &str| adapter.tensors.get(&format!("main.{path}.lora_{which}.weight")).map(Vec::as_slice);
+        let path = name.strip_prefix("model.layers.").and_then(|name| name.strip_suffix(".weight")).unwrap_or_default();
+        let tensor = |which: &str| adapter.tensors.get(&format!("{MAIN_LAYERS}.{path}.lora_{which}.weight"));
+        let factor = |which: &str| tensor(which).map(Vec::as_slice);
         let change = factor("A").zip(factor("B")).map(|(a, b)| (a, b, lora));
         Ok(Self { base, name: name.to_owned(), shape, change })
     }
@@ -147,7 +148,7 @@ impl<'a> Merged<'a> {
         let rows = (0..self.shape[0]).flat_map(|row| &stored[self.source(row) * width..][..width]);
         let mut values: Vec<f32> = rows.copied().collect();
         if let Some((a, b, lora)) = self.change {
-            let scale = lora.alpha / lora.rank as f32;
+            let scale = lora.scaling();
             for (values, b) in values.chunks_exact_mut(width).zip(b.chunks_exact(lora.rank)) {
                 for (b, a) in b.iter().zip(a.chunks_exact(width)) {
                     values.iter_mut().zip(a).for_each(|(value, a)| *value += scale * b * a);

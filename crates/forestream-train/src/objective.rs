@@ -12,7 +12,7 @@ use crate::targets::{Target, Targets};
 
 /// What a set of rows gave that foresee the next token: main rows, or the early exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct MainScore {
+pub(crate) struct NextTokenScore {
     /// Sum of losses.
     pub(crate) loss: f64,
     /// Rows whose most probable token was the target.
@@ -21,7 +21,7 @@ pub(crate) struct MainScore {
     pub(crate) rows: u64,
 }
 
-impl MainScore {
+impl NextTokenScore {
     /// Adds what other rows gave.
     pub(crate) fn add(&mut self, other: Self) {
         self.loss += other.loss;
@@ -87,15 +87,15 @@ pub(crate) fn tau(accuracy: &[f64]) -> f64 {
 }
 
 /// Scores the rows of `logits` `[rows, vocabulary]` and replaces them by the gradient of the loss, which is the weighted
-/// sum over rows divided by `total_weight`.
+/// sum over rows divided by `divisor`.
 ///
 /// # Panics
 /// If the objective needs a teacher and the targets have none.
-pub(crate) fn score_rows(logits: &mut [f32], targets: &Targets, objective: Objective, total_weight: f64) -> Score {
+pub(crate) fn score_rows(logits: &mut [f32], targets: &Targets, objective: Objective, divisor: f64) -> Score {
     let mut score = Score::new(targets.num_streams);
     let width = logits.len() / targets.rows.len();
     let rows = logits.par_chunks_exact_mut(width).enumerate();
-    let rows: Vec<_> = rows.map(|(row, logits)| score_row(logits, targets, row, (objective, total_weight))).collect();
+    let rows: Vec<_> = rows.map(|(row, logits)| score_row(logits, targets, row, objective, divisor)).collect();
     for (row, (is_hit, loss)) in rows.into_iter().enumerate() {
         let (depth, weight) = (row % targets.num_streams, f64::from(targets.weight(row)));
         score.rows[depth] += u64::from(targets.rows[row] != Target::None);
@@ -107,12 +107,7 @@ pub(crate) fn score_rows(logits: &mut [f32], targets: &Targets, objective: Objec
 }
 
 /// Whether the most probable token of a row is its target, and its loss; its logits become the gradient.
-fn score_row(
-    logits: &mut [f32],
-    targets: &Targets,
-    row: usize,
-    (objective, total_weight): (Objective, f64),
-) -> (bool, f64) {
+fn score_row(logits: &mut [f32], targets: &Targets, row: usize, objective: Objective, divisor: f64) -> (bool, f64) {
     let (target, weight) = (targets.rows[row], targets.weight(row));
     if weight == 0.0 {
         logits.fill(0.0);
@@ -120,7 +115,7 @@ fn score_row(
     }
     let best = softmax(logits);
     let taught = || targets.taught(row).expect("the trainer gives a teacher where one is needed");
-    let scale = (f64::from(weight) / total_weight) as f32;
+    let scale = (f64::from(weight) / divisor) as f32;
     let loss = match (objective, target) {
         (Objective::Ce, Target::Row(token)) => cross_entropy(logits, token as usize, scale),
         (Objective::Ce, _) => unreachable!("a row without token has no weight"),
@@ -133,25 +128,28 @@ fn score_row(
 
 /// Cross entropy of main rows over the whole vocabulary: scores the rows of `logits` and replaces them by the gradient
 /// of their summed loss times `scale`.
-pub(crate) fn main_cross_entropy(logits: &mut [f32], targets: &[TokenId], scale: f32) -> MainScore {
+pub(crate) fn main_cross_entropy(logits: &mut [f32], targets: &[TokenId], scale: f32) -> NextTokenScore {
     next_token(logits, targets, |logits, &target| {
         let best = softmax(logits);
         let loss = cross_entropy(logits, target as usize, scale);
-        MainScore { loss, hits: u64::from(best == target as usize), rows: 1 }
+        NextTokenScore { loss, hits: u64::from(best == target as usize), rows: 1 }
     })
 }
 
 /// Cross entropy of the early exit over the draft vocabulary, the same way; tokens outside it count as misses and teach
 /// nothing.
-pub(crate) fn exit_cross_entropy(logits: &mut [f32], targets: &[Target], scale: f32) -> MainScore {
+pub(crate) fn exit_cross_entropy(logits: &mut [f32], targets: &[Target], scale: f32) -> NextTokenScore {
     next_token(logits, targets, |logits, target| {
         let &Target::Row(token) = target else {
             logits.fill(0.0);
-            return MainScore { rows: u64::from(*target == Target::OutsideVocabulary), ..MainScore::default() };
+            return NextTokenScore {
+                rows: u64::from(*target == Target::OutsideVocabulary),
+                ..NextTokenScore::default()
+            };
         };
         let best = softmax(logits);
         let loss = cross_entropy(logits, token as usize, scale);
-        MainScore { loss, hits: u64::from(best == token as usize), rows: 1 }
+        NextTokenScore { loss, hits: u64::from(best == token as usize), rows: 1 }
     })
 }
 
@@ -159,12 +157,12 @@ pub(crate) fn exit_cross_entropy(logits: &mut [f32], targets: &[Target], scale: 
 fn next_token<T: Sync>(
     logits: &mut [f32],
     targets: &[T],
-    score_row: impl Fn(&mut [f32], &T) -> MainScore + Sync,
-) -> MainScore {
+    score_row: impl Fn(&mut [f32], &T) -> NextTokenScore + Sync,
+) -> NextTokenScore {
     let width = logits.len() / targets.len();
     let rows = logits.par_chunks_exact_mut(width).zip(targets.par_iter());
-    let rows: Vec<MainScore> = rows.map(|(logits, target)| score_row(logits, target)).collect();
-    let mut score = MainScore::default();
+    let rows: Vec<NextTokenScore> = rows.map(|(logits, target)| score_row(logits, target)).collect();
+    let mut score = NextTokenScore::default();
     for row in rows {
         score.add(row);
     }

@@ -9,13 +9,13 @@ use forestream_burn::{
     stream_logits,
 };
 use forestream_model::TokenId;
-use forestream_model::streams::TrainingMode;
+use forestream_model::streams::{AdapterConfig, TrainingMode};
 
 use crate::TrainError;
 use crate::data::Example;
 use crate::draft_vocabulary::DraftRows;
-use crate::features::{FeatureExtractor, Stretch};
-use crate::targets::Targets;
+use crate::features::FeatureExtractor;
+use crate::targets::{Targets, Teacher};
 
 /// What a pass reads.
 pub(crate) enum Input {
@@ -23,7 +23,7 @@ pub(crate) enum Input {
     Joint(JointText),
 }
 
-/// Consecutive positions of an example.
+/// Consecutive positions of an example, with what their rows should predict.
 pub(crate) struct Piece {
     pub(crate) input: Input,
     pub(crate) targets: Targets,
@@ -42,36 +42,46 @@ pub(crate) struct Logits {
 }
 
 /// What makes pieces of examples.
-pub(crate) struct PieceMaker<'a> {
-    pub(crate) features: &'a mut FeatureExtractor,
-    pub(crate) base: &'a StreamBase,
-    pub(crate) vocabulary: &'a DraftRows,
+pub(crate) struct PieceMaker {
+    pub(crate) features: FeatureExtractor,
+    vocabulary: DraftRows,
+    mode: TrainingMode,
+    num_streams: usize,
     /// As in the settings.
-    pub(crate) depth_decay: f32,
+    depth_decay: f32,
 }
 
-impl PieceMaker<'_> {
+impl PieceMaker {
+    /// Pieces for the streams of `adapter`.
+    pub(crate) fn new(
+        features: FeatureExtractor,
+        vocabulary: DraftRows,
+        adapter: &AdapterConfig,
+        depth_decay: f32,
+    ) -> Self {
+        Self { features, vocabulary, mode: adapter.mode, num_streams: adapter.streams.num_streams, depth_decay }
+    }
+
     /// The pieces of an example: all of its positions with targets.
     ///
     /// # Errors
     /// If a pass fails.
     pub(crate) fn pieces(&mut self, example: &Example) -> Result<Vec<Piece>, TrainError> {
-        if self.base.adapter().mode == TrainingMode::Joint {
+        if self.mode == TrainingMode::Joint {
             let text = self.features.joint_text(example)?;
             let targets = self.targets(example, text.streams.start, &text.tokens[text.streams.start..]);
             return Ok(vec![Piece { input: Input::Joint(text), targets, main_targets: example.completion.clone() }]);
         }
-        let stretches = self.features.stretches(example)?;
-        let piece = |Stretch { segment, teacher }: Stretch| {
+        let segments = self.features.segments(example)?;
+        let piece = |(segment, teacher): (Segment, Option<Teacher>)| {
             let targets = Targets { teacher, ..self.targets(example, segment.first_position, &segment.tokens) };
             Piece { input: Input::Lossless(segment), targets, main_targets: Vec::new() }
         };
-        Ok(stretches.into_iter().map(piece).collect())
+        Ok(segments.into_iter().map(piece).collect())
     }
 
     fn targets(&self, example: &Example, first_position: usize, following: &[TokenId]) -> Targets {
-        let num_streams = self.base.adapter().streams.num_streams;
-        Targets::of(example, first_position, following, (num_streams, self.depth_decay), self.vocabulary)
+        Targets::of(example, first_position, following, self.num_streams, self.depth_decay, &self.vocabulary)
     }
 }
 

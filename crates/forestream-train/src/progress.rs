@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::TrainError;
 use crate::evaluate::Evaluation;
-use crate::objective::MainScore;
+use crate::objective::NextTokenScore;
 use crate::tensorboard::EventFile;
 
 /// The name of the log in the output directory.
@@ -32,10 +32,10 @@ pub struct StepReport {
     pub tau: f64,
     /// The main rows, where they are trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub main: Option<MainFigures>,
+    pub main: Option<NextTokenFigures>,
     /// The early exit, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub early_exit: Option<MainFigures>,
+    pub early_exit: Option<NextTokenFigures>,
     /// The learning rate of streams.
     pub lr: f64,
     /// The norm of the gradients before clipping.
@@ -52,16 +52,16 @@ pub struct StepReport {
 
 /// How main rows, or the early exit, predict the next token of completions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MainFigures {
+pub struct NextTokenFigures {
     /// Mean loss: the logarithm of the perplexity.
     pub loss: f64,
     /// The share of rows whose most probable token is the next one.
     pub accuracy: f64,
 }
 
-impl MainFigures {
-    /// The figures of a score; none where no main row was scored.
-    pub(crate) fn of(score: &MainScore) -> Option<Self> {
+impl NextTokenFigures {
+    /// The figures of a score; none where no row was scored.
+    pub(crate) fn of(score: &NextTokenScore) -> Option<Self> {
         (score.rows > 0).then(|| Self { loss: score.mean_loss(), accuracy: score.accuracy() })
     }
 }
@@ -160,8 +160,8 @@ fn figures(group: &str, loss: f64, tau: f64, accuracy: &[f64]) -> Vec<(String, f
 }
 
 /// The figures of rows that predict the next token, where they are trained.
-fn next_token_figures(rows: &str, figures: Option<MainFigures>) -> impl Iterator<Item = (String, f64)> {
-    let named = |figures: MainFigures| [("loss", figures.loss), ("accuracy", figures.accuracy)];
+fn next_token_figures(rows: &str, figures: Option<NextTokenFigures>) -> impl Iterator<Item = (String, f64)> {
+    let named = |figures: NextTokenFigures| [("loss", figures.loss), ("accuracy", figures.accuracy)];
     figures.into_iter().flat_map(named).map(move |(name, value)| (format!("{rows}_{name}"), value))
 }
 

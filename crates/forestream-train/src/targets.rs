@@ -45,7 +45,8 @@ impl Targets {
         example: &Example,
         first_position: usize,
         following: &[TokenId],
-        (num_streams, depth_decay): (usize, f32),
+        num_streams: usize,
+        depth_decay: f32,
         vocabulary: &DraftRows,
     ) -> Self {
         let num_positions = following.len() - num_streams;
@@ -88,7 +89,7 @@ mod tests {
     fn streams_foresee_the_tokens_after_the_emitted_one() {
         // Position 1 (the prompt's end) emits 5; its streams foresee 6 and 7. Token 7 is not in the vocabulary.
         let example = Example { prompt: vec![1, 2], completion: vec![5, 6, 7] };
-        let targets = Targets::of(&example, 1, &[5, 6, 7, 0], (2, 0.9), &DraftRows::new(&[6, 5], 10));
+        let targets = Targets::of(&example, 1, &[5, 6, 7, 0], 2, 0.9, &DraftRows::new(&[6, 5], 10));
         assert_eq!(targets.rows, [Target::Row(0), Target::OutsideVocabulary, Target::OutsideVocabulary, Target::None]);
         assert_eq!([0, 1, 2, 3].map(|row| targets.weight(row)), [1.0, 0.0, 0.0, 0.0]);
         assert_eq!(targets.next, [Target::Row(1), Target::Row(0)], "the early exit foresees the emitted one");
@@ -97,7 +98,7 @@ mod tests {
     #[test]
     fn a_teacher_is_the_main_row_that_predicts_the_same_token() {
         let example = Example { prompt: vec![1, 2], completion: vec![5, 6, 7] };
-        let mut targets = Targets::of(&example, 1, &[5, 6, 7, 0], (2, 0.9), &DraftRows::new(&[6, 5], 10));
+        let mut targets = Targets::of(&example, 1, &[5, 6, 7, 0], 2, 0.9, &DraftRows::new(&[6, 5], 10));
         // Position 1 foresees 6 and 7, which main rows 2 and 3 predict; position 2 foresees 7.
         targets.teacher = Some(Teacher { probabilities: vec![0.2, 0.8, 0.3, 0.7], width: 2 });
         assert_eq!([0, 1, 2].map(|row| targets.taught(row).unwrap()[0]), [0.2, 0.3, 0.3]);
@@ -108,7 +109,7 @@ mod tests {
     fn deeper_streams_count_less() {
         let example = Example { prompt: vec![1], completion: vec![1, 2, 3, 4] };
         for (depth_decay, total) in [(0.9, 2.71), (0.5, 1.75), (1.0, 3.0)] {
-            let targets = Targets::of(&example, 0, &[1, 2, 3, 4], (3, depth_decay), &DraftRows::new(&[], 10));
+            let targets = Targets::of(&example, 0, &[1, 2, 3, 4], 3, depth_decay, &DraftRows::new(&[], 10));
             assert_eq!(targets.rows, [Target::Row(2), Target::Row(3), Target::Row(4)]);
             assert!((targets.total_weight() - total).abs() < 1e-6);
         }

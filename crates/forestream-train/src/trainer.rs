@@ -4,66 +4,39 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use forestream_burn::tensor::Device;
-use forestream_burn::{NamedDevice, StreamBase, StreamWeights};
-use forestream_model::streams::{Adapter, AdapterConfig, TrainingMode};
-use forestream_model::{Checkpoint as BaseCheckpoint, DecoderConfig, Format, LoadOptions, TokenId};
+use forestream_burn::{StreamBase, StreamWeights};
+use forestream_model::streams::{Adapter, AdapterConfig, MAIN_LAYERS};
+use forestream_model::{DecoderConfig, Format, TokenId};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
+use crate::TrainError;
 use crate::adamw::{AdamW, Named, clip};
 use crate::batch::Order;
 use crate::checkpoint::{CHECKPOINT, Checkpoint, Progress};
 use crate::data::{Dataset, Example};
 use crate::draft_vocabulary::{self, DraftRows};
 use crate::evaluate::{Evaluation, evaluate};
-use crate::export::{self, Origin, TrainedOn};
+use crate::export::{self, CARD, Origin, PROVENANCE, TrainedOn};
 use crate::features::FeatureExtractor;
 use crate::gradients::{BatchScore, Step};
 use crate::initial::initial_weights;
+use crate::inner_features::{self, InnerFeatures};
+use crate::job::TrainJob;
 use crate::objective::tau;
 use crate::pieces::{Piece, PieceMaker};
-use crate::progress::{LOG, MainFigures, Observer, StepReport, StepSeconds, TrainLog};
-use crate::rows::hexadecimal;
+use crate::progress::{LOG, NextTokenFigures, Observer, StepReport, StepSeconds, TrainLog};
 use crate::settings::{Objective, TrainSettings};
+use crate::tensorboard::EVENTS;
 use crate::workers::Workers;
-use crate::{TrainError, inner_features};
 
 /// The file that every adapter has.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// What a run writes beside checkpoint and configuration.
+const WRITTEN: [&str; 5] = ["adapter_model.safetensors", CARD, PROVENANCE, LOG, EVENTS];
 /// Gradients are scaled down to this norm.
 const MAX_GRADIENT_NORM: f64 = 1.0;
 /// A kept adapter's main rows have at most this many times the lowest loss that was measured.
 const MAX_MAIN_LOSS: f64 = 1.01;
-
-/// What to train, on what, and where it goes.
-#[derive(Debug)]
-pub struct TrainJob<'a> {
-    /// The base model.
-    pub base: &'a BaseCheckpoint,
-    /// How the engine runs it.
-    pub load_options: LoadOptions,
-    /// What computes the trained rows and their gradients.
-    pub device: &'static NamedDevice,
-    /// The streams; its draft vocabulary is chosen from the data.
-    pub adapter: AdapterConfig,
-    /// What is trained on.
-    pub training: Dataset,
-    /// What is measured on.
-    pub held_out: Dataset,
-    /// How.
-    pub settings: TrainSettings,
-    /// Bytes for what the frozen model computed of examples, so that later epochs need not compute it again. No result
-    /// depends on it.
-    pub trace_memory: usize,
-    /// Directory of adapter, log and checkpoint.
-    pub output: PathBuf,
-    /// The adapter that makes the model of the base: its changes of main rows stay as they are.
-    pub fitted: Option<Adapter>,
-    /// Weights to start from.
-    pub initial: Option<Adapter>,
-    /// What the card says about the run.
-    pub origin: Origin,
-}
 
 /// Whether a run begins, or goes on from its checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,13 +64,10 @@ pub struct Trainer {
     matrix_format: Option<Format>,
     adapter: AdapterConfig,
     draft_vocabulary: Vec<TokenId>,
-    draft_rows: DraftRows,
-    /// Those that stream rows keep, by layer up to the highest; of none or not of all until the run begins, of none where
-    /// stream rows keep all.
-    inner_features: Vec<Vec<u32>>,
+    inner_features: InnerFeatures,
     fitted: Option<Adapter>,
     leaves_out_main_changes: bool,
-    features: FeatureExtractor,
+    piece_maker: PieceMaker,
     base: StreamBase,
     workers: Workers,
     training: Dataset,
@@ -118,46 +88,27 @@ impl Trainer {
     /// # Errors
     /// Settings, data, model or initial weights that do not fit together.
     pub fn new(job: TrainJob<'_>) -> Result<Self, TrainError> {
-        let leaves_out_main_changes = leaves_out_main_changes(&job);
+        job.validate()?;
+        let leaves_out_main_changes = job.leaves_out_main_changes();
         let decoder = job.base.config().clone();
         let mut adapter = job.adapter;
-        adapter.validate(&decoder).map_err(|problem| TrainError::setting("adapter sizes", problem))?;
-        if adapter.tensors(&decoder).is_empty() {
-            let problem = "leaves nothing to train; keep low-rank changes, the sampler or token conditioning";
-            return Err(TrainError::setting("--value-rotation", problem));
-        }
-        job.settings.validate()?;
-        if (adapter.mode == TrainingMode::Joint) != job.settings.joint.is_some() {
-            return Err(TrainError::setting(
-                "--mode",
-                "`joint` needs settings for main rows, and only `joint` has them",
-            ));
-        }
-        if job.settings.joint.is_some() && job.settings.objective != Objective::Ce {
-            return Err(TrainError::setting("--objective", "the model itself changes in joint mode; use `ce`"));
-        }
         let draft_vocabulary = match adapter.streams.draft_vocab_size {
             Some(size) => draft_vocabulary::choose(&job.training.examples, size, decoder.vocab_size),
             None => Vec::new(),
         };
         adapter.streams.draft_vocab_size = Some(draft_vocabulary.len()).filter(|&size| size > 0);
-        let device = job.device.open();
-        let kept = inner_features::kept_by(job.initial.as_ref(), &adapter)?;
-        // Unless all its layers are narrow already, a narrow run begins with all inner features and chooses some.
-        let is_narrow = kept.len() == adapter.streams.num_msa_layers;
+        let inner_features = InnerFeatures::of(&adapter, job.initial.as_ref())?;
         let mut wide = adapter.clone();
         wide.streams.intermediate_size = None;
+        let device = job.device.open();
         let mut base = StreamBase::load(job.base, &wide, &draft_vocabulary, &device)?;
-        let num_streams = adapter.streams.num_streams;
         let workers = if job.device.has_cores { Workers::apart } else { Workers::together };
         let workers = workers(job.load_options.num_threads)?;
+        let num_streams = adapter.streams.num_streams;
         let mut features = FeatureExtractor::load(job.base, base.first_layer(), num_streams, job.load_options)?;
         features.cut(workers.segment_len());
         features.remember(job.trace_memory);
         if let Some(fitted) = &job.fitted {
-            if job.settings.joint.is_some() {
-                return Err(TrainError::setting("--adapter", "its model stays as it is; `joint` would change it"));
-            }
             base = base.fitted_by(fitted);
             features.fit(fitted, job.base)?;
         }
@@ -167,13 +118,17 @@ impl Trainer {
                 tokens => tokens.to_vec(),
             });
         }
-        let first = if is_narrow { &adapter } else { &wide };
+        let first = if inner_features.is_open() { &wide } else { &adapter };
         let weights = initial_weights(job.initial, first, &decoder, job.settings.seed, &device)?;
-        let base = if is_narrow { base.narrowed_to(&kept) } else { base };
+        let base = match inner_features.chosen() {
+            [] => base,
+            chosen => base.narrowed_to(chosen),
+        };
+        let draft_rows = DraftRows::new(&draft_vocabulary, decoder.vocab_size);
         let mut order = Order::new(job.training.examples.len(), job.settings.seed);
         let num_steps = plan(&job.settings, &mut order, &job.training.examples);
         Ok(Self {
-            draft_rows: DraftRows::new(&draft_vocabulary, decoder.vocab_size),
+            piece_maker: PieceMaker::new(features, draft_rows, &adapter, job.settings.depth_decay),
             optimizer: AdamW::new(&weights),
             training: job.training,
             held_out: job.held_out,
@@ -186,10 +141,9 @@ impl Trainer {
             matrix_format: job.base.matrix_format(),
             adapter,
             draft_vocabulary,
-            inner_features: kept,
+            inner_features,
             fitted: job.fitted,
             leaves_out_main_changes,
-            features,
             base,
             workers,
             order,
@@ -294,25 +248,22 @@ impl Trainer {
                 })
             }
             Start::Fresh if adapter.exists() => Err(TrainError::AdapterExists { path: adapter, directory }),
-            Start::Fresh => Ok(()),
+            Start::Fresh => {
+                let has_content = |path: &PathBuf| path.metadata().is_ok_and(|metadata| metadata.len() > 0);
+                let mut in_the_way = WRITTEN.iter().map(|name| self.output.join(name)).filter(has_content);
+                in_the_way.next().map_or(Ok(()), |path| Err(TrainError::InTheWay { path }))
+            }
         }
     }
 
     /// Drops the inner features of stream rows that a narrow run does without, where that is not done yet.
     fn choose_inner_features(&mut self) -> Result<(), TrainError> {
-        let size = self.adapter.streams.intermediate_size.filter(|_| !self.is_narrow());
-        let Some(size) = size else { return Ok(()) };
-        let wide = self.base.adapter();
-        let weights = StreamWeights::from_values(wide, &self.decoder, &self.weights, &self.device);
-        let maker = PieceMaker {
-            features: &mut self.features,
-            base: &self.base,
-            vocabulary: &self.draft_rows,
-            depth_decay: self.settings.depth_decay,
-        };
-        let mut kept = inner_features::choose(size, maker, &weights, &self.training.examples)?;
-        let num_new = kept.len() - self.inner_features.len();
-        kept[num_new..].clone_from_slice(&self.inner_features);
+        let InnerFeatures::Open { size, given } = &self.inner_features else { return Ok(()) };
+        let weights = StreamWeights::from_values(self.base.adapter(), &self.decoder, &self.weights, &self.device);
+        let examples = &self.training.examples;
+        let mut kept = inner_features::choose(*size, &mut self.piece_maker, &self.base, &weights, examples)?;
+        let num_new = kept.len() - given.len();
+        kept[num_new..].clone_from_slice(given);
         let first_layer = self.adapter.first_msa_layer(&self.decoder);
         inner_features::narrow(&mut self.weights, first_layer, &kept, self.decoder.intermediate_size);
         self.optimizer = AdamW::new(&self.weights);
@@ -320,15 +271,9 @@ impl Trainer {
         Ok(())
     }
 
-    fn is_narrow(&self) -> bool {
-        self.inner_features.len() == self.adapter.streams.num_msa_layers
-    }
-
     fn keep(&mut self, inner_features: Vec<Vec<u32>>) {
-        if !inner_features.is_empty() {
-            self.base = self.base.clone().narrowed_to(&inner_features);
-        }
-        self.inner_features = inner_features;
+        self.base = self.base.clone().narrowed_to(&inner_features);
+        self.inner_features = InnerFeatures::Chosen(inner_features);
     }
 
     fn is_done(&self) -> bool {
@@ -395,8 +340,8 @@ impl Trainer {
             loss: score.mean_loss(),
             tau: tau(&accuracy),
             accuracy,
-            main: MainFigures::of(&main),
-            early_exit: MainFigures::of(&early_exit),
+            main: NextTokenFigures::of(&main),
+            early_exit: NextTokenFigures::of(&early_exit),
             lr: rate,
             gradient_norm,
             num_positions,
@@ -411,15 +356,9 @@ impl Trainer {
     }
 
     fn pieces(&mut self, indices: &[usize]) -> Result<Vec<Piece>, TrainError> {
-        let mut maker = PieceMaker {
-            features: &mut self.features,
-            base: &self.base,
-            vocabulary: &self.draft_rows,
-            depth_decay: self.settings.depth_decay,
-        };
         let mut pieces = Vec::new();
         for &index in indices {
-            pieces.extend(maker.pieces(&self.training.examples[index])?);
+            pieces.extend(self.piece_maker.pieces(&self.training.examples[index])?);
         }
         Ok(pieces)
     }
@@ -428,13 +367,10 @@ impl Trainer {
     fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
         let started = Instant::now();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device).frozen();
-        let maker = PieceMaker {
-            features: &mut self.features,
-            base: &self.base,
-            vocabulary: &self.draft_rows,
-            depth_decay: self.settings.depth_decay,
-        };
-        let evaluation = evaluate(maker, &weights, &self.held_out.examples)?;
+        let evaluation = evaluate(&mut self.piece_maker, &self.base, &weights, &self.held_out.examples)?;
+        if !evaluation.is_finite() {
+            return Err(TrainError::NotFinite { step: self.progress.step });
+        }
         if self.is_to_be_kept(&evaluation) {
             self.export(&evaluation)?;
             self.progress.best = Some(evaluation.clone());
@@ -463,7 +399,8 @@ impl Trainer {
             (config.mode, config.main_lora) = (fitted.config.mode, fitted.config.main_lora.clone());
             tensors.extend(main_tensors(fitted).map(|(name, values)| (name.clone(), values.clone())));
         }
-        let (draft_vocabulary, inner_features) = (self.draft_vocabulary.clone(), self.inner_features.clone());
+        let draft_vocabulary = self.draft_vocabulary.clone();
+        let inner_features = self.inner_features.chosen().to_vec();
         let adapter = Adapter { config, tensors, draft_vocabulary, inner_features };
         adapter.save(&self.output, &self.decoder)?;
         let trained_on = TrainedOn {
@@ -483,7 +420,7 @@ impl Trainer {
             run: self.identity(),
             origin: self.origin.clone(),
             progress: Progress { is_finished: self.is_done(), ..self.progress.clone() },
-            inner_features: self.inner_features.clone(),
+            inner_features: self.inner_features.chosen().to_vec(),
             weights: self.weights.clone(),
             optimizer: self.optimizer.clone(),
         };
@@ -494,11 +431,16 @@ impl Trainer {
         let path = self.output.join(CHECKPOINT);
         let checkpoint = Checkpoint::load(&path)?;
         checkpoint.check_run(&self.identity(), &path)?;
+        if !checkpoint.inner_features.ends_with(self.inner_features.given()) {
+            let problem =
+                "its run began with an adapter that keeps other inner features; name that one with --init-from";
+            return Err(TrainError::Checkpoint { path, problem: problem.to_owned() });
+        }
         self.origin = checkpoint.origin;
         self.progress = checkpoint.progress;
         self.weights = checkpoint.weights;
         self.optimizer = checkpoint.optimizer;
-        if !self.is_narrow() {
+        if self.inner_features.is_open() {
             self.keep(checkpoint.inner_features); // the weights to start from may be narrow already
         }
         Ok(())
@@ -514,7 +456,7 @@ impl Trainer {
             identity.insert("quantize".to_owned(), format.to_string().into());
         }
         if let Some(fitted) = &self.fitted {
-            identity.insert("adapter.sha256".to_owned(), digest(main_tensors(fitted)).into());
+            identity.insert("adapter.sha256".to_owned(), fitted.task_digest().into());
         }
         for (name, data) in [("data", &self.training), ("eval_data", &self.held_out)] {
             identity.insert(format!("{name}.sha256"), data.sha256.clone().into());
@@ -540,29 +482,14 @@ fn plan(settings: &TrainSettings, order: &mut Order, examples: &[Example]) -> us
     settings.steps.unwrap_or_else(by_epochs)
 }
 
-/// Whether the adapter to start from changes main rows and neither the run nor the model that it fits does.
-fn leaves_out_main_changes(job: &TrainJob<'_>) -> bool {
-    let has_changes = |adapter: Option<&Adapter>| adapter.is_some_and(|adapter| adapter.config.main_lora.is_some());
-    has_changes(job.initial.as_ref()) && !has_changes(job.fitted.as_ref()) && job.adapter.mode != TrainingMode::Joint
-}
-
 /// What an adapter changes of main rows, by name.
 fn main_tensors(adapter: &Adapter) -> impl Iterator<Item = (&String, &Vec<f32>)> {
     adapter.tensors.iter().filter(|(name, _)| is_of_main_rows(name))
 }
 
-/// The SHA-256 of tensors' values, in hexadecimal.
-fn digest<'a>(tensors: impl Iterator<Item = (&'a String, &'a Vec<f32>)>) -> String {
-    let mut digest = Sha256::new();
-    for value in tensors.flat_map(|(_, values)| values) {
-        digest.update(value.to_le_bytes());
-    }
-    hexadecimal(&digest.finalize())
-}
-
 /// Whether a tensor changes main rows.
 fn is_of_main_rows(name: &str) -> bool {
-    name.starts_with("main.")
+    name.starts_with(MAIN_LAYERS)
 }
 
 /// Nested objects as one, with dotted names.

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use forestream_text::{AddSpecial, ChatTemplate, ParseSpecial, SpecialTokens, Tokenizer};
-use forestream_train::{DataError, DataReader, Dataset, Draw, RowError, RowTexts};
+use forestream_train::{DataError, DataReader, Dataset, Draw, RowError, RowTexts, Writer};
 use serde_json::{Map, Value};
 
 struct Fixture {
@@ -27,6 +27,7 @@ impl Fixture {
             tokenizer: &self.tokenizer,
             template: Some(&self.template),
             fingerprint: "0123456789abcdef",
+            writer: Writer::Target(None),
             vocab_size: 320,
             max_len: 200,
             rows: None,
@@ -100,6 +101,28 @@ fn token_ids_are_taken_as_they_are_and_the_header_is_checked() {
 }
 
 #[test]
+fn answers_of_a_fitted_model_belong_to_its_streams() {
+    let fixture = Fixture::new();
+    let header =
+        r#"{"forestream_distill":1,"model":"tiny","fingerprint":"0123456789abcdef","adapter":"aabbccddeeff00"}"#;
+    let row = r#"{"prompt_token_ids": [5, 6], "completion_token_ids": [7, 8, 9]}"#;
+    let [fitted, of_base] = [header.to_owned(), header.replace(r#","adapter":"aabbccddeeff00""#, "")]
+        .map(|header| format!("{header}\n{row}\n"));
+    let read = |text: &str, writer| DataReader { writer, ..fixture.reader() }.read(&fixture.file(text), None);
+    let target = Writer::Target(Some("aabbccddeeff00"));
+    for (text, writer) in
+        [(&fitted, target), (&of_base, Writer::Target(None)), (&fitted, Writer::Any), (&of_base, Writer::Any)]
+    {
+        assert_eq!(read(text, writer).unwrap().examples.len(), 1, "{text}");
+    }
+    for (text, writer) in [(&fitted, Writer::Target(None)), (&of_base, target), (&fitted, Writer::Target(Some("0f")))] {
+        let error = read(text, writer).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("--adapter"), "{error}");
+    }
+    assert!(read(&fitted, Writer::Target(None)).unwrap_err().to_string().contains("the adapter aabbccddeeff,"));
+}
+
+#[test]
 fn masked_token_ids_are_one_example_for_each_run_of_answers() {
     let fixture = Fixture::new();
     let row = r#"{"input_ids": [5, 6, 7, 8, 9, 2], "loss_mask": [0, 0, 1, 1, 1, 1]}"#;
@@ -116,6 +139,14 @@ fn a_byte_order_mark_is_no_part_of_the_first_row() {
     let fixture = Fixture::new();
     let row = r#"{"prompt": "Hi", "completion": "Hello there"}"#;
     assert_eq!(fixture.read(&format!("\u{feff}{row}\n")).unwrap().examples, fixture.read(row).unwrap().examples);
+}
+
+#[test]
+fn an_answer_may_bring_the_token_that_ends_its_turn() {
+    let fixture = Fixture::new();
+    let row = r#"{"prompt": "Hi", "completion": "Hello there"}"#;
+    let ended = row.replace("there", r"there<|im_end|>\n");
+    assert_eq!(fixture.read(&ended).unwrap().examples, fixture.read(row).unwrap().examples);
 }
 
 #[test]
@@ -247,6 +278,10 @@ fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
             "token 320 is not in the model's vocabulary",
         ),
         (r#"{"prompt_token_ids": [], "completion_token_ids": [2, 3]}"#, "the prompt has no tokens"),
+        (
+            r#"{"prompt": "Hi", "completion": "The token <|im_end|> ends a turn."}"#,
+            "goes on after `<|im_end|>`, which ends a turn",
+        ),
         (long.as_str(), "raise --ctx-size"),
     ];
     for (row, expected) in cases {

@@ -103,7 +103,7 @@ fn what_cannot_be_merged_is_said() {
 fn a_merge_that_fails_leaves_nothing_behind_and_can_be_repeated() {
     let base = Checkpoint::open(&model("tiny-llama")).unwrap();
     let adapter = adapter(&base, TrainingMode::Joint);
-    for blocked in ["config.json", "tokenizer.json", "model.partial"] {
+    for blocked in ["config.partial", "tokenizer.partial", "model.partial"] {
         let directory = tempfile::tempdir().unwrap();
         let in_the_way = directory.path().join(blocked);
         std::fs::create_dir_all(in_the_way.join("full")).unwrap();
@@ -129,12 +129,14 @@ fn a_full_disk_keeps_no_part_of_the_weights() {
 }
 
 #[test]
-fn weights_that_are_there_are_never_written_over() {
+fn files_of_another_model_are_never_written_over() {
     let base = Checkpoint::open(&model("tiny-llama")).unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("model-00001-of-00002.safetensors"), b"mine").unwrap();
-    std::fs::write(directory.path().join("config.json"), b"mine").unwrap();
-    let error = merge(&base, &adapter(&base, TrainingMode::Joint), directory.path()).unwrap_err().to_string();
-    assert!(error.contains("model-00001-of-00002.safetensors exists; choose another directory"), "{error}");
-    assert_eq!(std::fs::read(directory.path().join("config.json")).unwrap(), b"mine");
+    for name in ["model-00001-of-00002.safetensors", "config.json", "tokenizer.json"] {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(name), b"mine").unwrap();
+        let error = merge(&base, &adapter(&base, TrainingMode::Joint), directory.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name} exists; choose another directory")), "{error}");
+        assert_eq!(std::fs::read(directory.path().join(name)).unwrap(), b"mine");
+        assert_eq!(names(directory.path()), [name]);
+    }
 }

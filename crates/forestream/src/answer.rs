@@ -1,20 +1,11 @@
 //! An answer in the making: tokens become pieces of text, until the model, a limit or a stop string ends it.
 
-use forestream_decode::{FinishReason, Generation};
+use forestream_decode::Generation;
 use forestream_model::{KvCache, TokenId};
 use forestream_text::{Detokenizer, StopStrings};
 
 use crate::Error;
-use crate::report::Report;
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// The model's stop token, or the limit.
-    Finished(FinishReason),
-    /// A stop string.
-    StopString,
-}
+use crate::report::{FinishReason, Report};
 
 /// An answer in the making: an iterator of pieces of text, empty ones while the prompt is read. Dropping it keeps the cache for the next answer.
 pub struct Answer<'s> {
@@ -23,7 +14,8 @@ pub struct Answer<'s> {
     text_end: TextEnd,
     token_ids: Vec<TokenId>,
     text: String,
-    end: Option<End>,
+    /// Why it ended; nothing follows then.
+    end: Option<FinishReason>,
     /// Nothing follows an error.
     has_failed: bool,
     kept_cache: &'s mut Option<KvCache>,
@@ -75,11 +67,6 @@ impl<'s> Answer<'s> {
 
     /// Ends the answer, complete or not, and reports on it.
     pub fn finish(mut self) -> Report {
-        let finish_reason = match self.end {
-            Some(End::Finished(reason)) => reason.as_str(),
-            Some(End::StopString) => FinishReason::Stop.as_str(),
-            None => "abort",
-        };
         let measured = self.generation.as_ref();
         let measured = measured.map(|generation| Report::measured(generation.stats(), generation.timings()));
         let mut report = measured.unwrap_or_default();
@@ -90,7 +77,7 @@ impl<'s> Answer<'s> {
             model: self.about.model.to_owned(),
             token_ids: std::mem::take(&mut self.token_ids),
             text: std::mem::take(&mut self.text),
-            finish_reason: finish_reason.to_owned(),
+            finish_reason: self.end.unwrap_or(FinishReason::Abort),
             seed: self.about.seed,
             ..report
         }
@@ -114,7 +101,7 @@ impl<'s> Answer<'s> {
             Some(Ok(token)) => token,
             Some(Err(error)) => return Some(Err(error.into())),
             None => {
-                self.end = generation.finish_reason().map(End::Finished);
+                self.end = generation.finish_reason().map(FinishReason::from);
                 return Some(Ok(self.last_piece()));
             }
         };
@@ -128,7 +115,7 @@ impl<'s> Answer<'s> {
         };
         let scanned = self.text_end.stops.push(&piece);
         if scanned.stop.is_some() {
-            self.end = Some(End::StopString);
+            self.end = Some(FinishReason::Stop);
         }
         Some(Ok(scanned.text))
     }
@@ -156,5 +143,40 @@ impl Iterator for Answer<'_> {
 impl Drop for Answer<'_> {
     fn drop(&mut self) {
         *self.kept_cache = self.generation.take().map(Generation::into_cache);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use forestream_decode::SamplingSettings;
+
+    use crate::{Engine, EngineOptions, FinishReason, GenerateOptions};
+
+    #[test]
+    fn an_answer_that_is_left_while_the_prompt_is_read_counts_what_was_read() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+        let engine = Engine::open(&model, &EngineOptions::default()).unwrap();
+        let prompt: Vec<u32> = (0..400).map(|index| 3 + index % 50).collect();
+        let options = GenerateOptions::new(SamplingSettings::default());
+        let options = GenerateOptions { max_tokens: Some(2), budget: Some(1), ..options };
+        let mut session = engine.session();
+        let mut answer = session.generate(&prompt, &options).unwrap();
+        assert_eq!(answer.next().unwrap().unwrap(), "");
+        let left = answer.finish();
+        let num_read = left.timings.prompt_n;
+        assert!(0 < num_read && num_read < prompt.len(), "{num_read} tokens");
+        assert_eq!((left.usage.prompt_tokens, left.timings.cache_n), (400, 0));
+        let expected = num_read as f64 / left.timings.prompt_ms * 1e3;
+        assert!((left.timings.prompt_per_second / expected - 1.0).abs() < 1e-9, "{:?}", left.timings);
+        assert_eq!(left.finish_reason, FinishReason::Abort);
+        assert!(left.summary().starts_with(&format!("prompt {num_read} of 400 tokens at ")), "{}", left.summary());
+        let mut answer = session.generate(&prompt, &options).unwrap();
+        answer.by_ref().for_each(|piece| drop(piece.unwrap()));
+        let whole = answer.finish();
+        assert_eq!((whole.timings.cache_n, whole.timings.prompt_n), (num_read, 400 - num_read));
+        let expected = format!("prompt 400 tokens ({num_read} cached) at ");
+        assert!(whole.summary().starts_with(&expected), "{}", whole.summary());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use forestream_burn::{BurnModel, NamedDevice};
 use forestream_model::streams::Adapter;
-use forestream_model::{Checkpoint, CpuModel, LoadOptions, Model};
+use forestream_model::{Checkpoint, CpuModel, Isa, LoadOptions, Model};
 
 use crate::{EngineOptions, Error};
 
@@ -32,7 +32,7 @@ pub static BACKENDS: &[Backend] = &[
         summary: "the engine: fast on the processor",
         settings: &[Setting::Threads, Setting::Isa, Setting::MergeAdapter],
         place: |options| {
-            let LoadOptions { num_threads, isa } = load_options(options);
+            let LoadOptions { num_threads, isa } = load_options(options.threads, options.isa);
             Place { kernels: isa.name(), threads: num_threads }
         },
         load: load_cpu,
@@ -128,9 +128,10 @@ impl fmt::Debug for Backend {
     }
 }
 
-fn load_options(options: &EngineOptions) -> LoadOptions {
+/// How the engine loads a model; `None` takes the usual.
+pub(crate) fn load_options(threads: Option<usize>, isa: Option<Isa>) -> LoadOptions {
     let usual = LoadOptions::default();
-    LoadOptions { num_threads: options.threads.unwrap_or(usual.num_threads), isa: options.isa.unwrap_or(usual.isa) }
+    LoadOptions { num_threads: threads.unwrap_or(usual.num_threads), isa: isa.unwrap_or(usual.isa) }
 }
 
 fn load_cpu(
@@ -138,7 +139,7 @@ fn load_cpu(
     options: &EngineOptions,
     adapter: Option<Adapter>,
 ) -> Result<Arc<dyn Model>, Error> {
-    let mut model = CpuModel::load(checkpoint, load_options(options))?;
+    let mut model = CpuModel::load(checkpoint, load_options(options.threads, options.isa))?;
     if let Some(adapter) = adapter {
         if options.merge_adapter {
             model.attach_merged(adapter, checkpoint)?;

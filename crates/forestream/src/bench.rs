@@ -79,7 +79,8 @@ pub fn bench(
     for test in &tests {
         let (needed, ctx_size) = (test.num_positions(options.depth), engine.ctx_size());
         if needed > ctx_size {
-            return Err(Error::TestTooLong { test: test.name(), needed, ctx_size });
+            let trained = engine.config().max_position_embeddings;
+            return Err(Error::TestTooLong { test: test.name(), needed, ctx_size, trained });
         }
     }
     let largest = options.verify_lens.iter().copied().max().unwrap_or(0);
@@ -135,10 +136,13 @@ impl Test {
             Self::Prompt(len) => {
                 let mut generation = plain(engine, len, 1)?;
                 generation.next().transpose()?;
-                Ok(generation.timings().prefill.as_secs_f64())
+                let timings = generation.timings();
+                Ok((timings.prefill + timings.decode).as_secs_f64()) // a prompt of one token is read by a round
             }
             Self::Decode(len) => {
-                let mut generation = plain(engine, depth.max(1), len + 1)?; // the prompt's pass gives the first token
+                let prompt_len = depth.max(1);
+                let by_prompt = usize::from(prompt_len > 1); // its last pass gives the first token, where it is no round
+                let mut generation = plain(engine, prompt_len, len + by_prompt)?;
                 for token in generation.by_ref() {
                     token?;
                 }

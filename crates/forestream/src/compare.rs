@@ -5,10 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use forestream_decode::strategies::PLAIN;
 use forestream_model::TokenId;
 use serde::Serialize;
-
-use forestream_decode::DecodeError;
 
 use crate::report::ratio;
 use crate::statistics::percentile;
@@ -104,7 +103,7 @@ struct Run {
 }
 
 impl Run {
-    /// Tokens that rounds gave: all but the one of the prompt's pass.
+    /// Tokens that rounds gave: all but the one of the prompt's last pass, where that was no round.
     fn by_rounds(&self) -> usize {
         self.report.timings.draft_n_accepted + self.report.timings.draft_rounds
     }
@@ -114,7 +113,8 @@ impl Run {
     }
 }
 
-/// Runs every strategy on every prompt, `repetitions` times (at least once); of each answer the run with the median time counts.
+/// Runs plain decoding and every one of `strategies` on every prompt, `repetitions` times (at least once); of each answer the
+/// run with the median time counts. All have the same `options`, but for the strategy, so that all draw the same numbers.
 /// `progress` is told the number of prompts done, and decides whether to go on.
 ///
 /// # Errors
@@ -122,18 +122,22 @@ impl Run {
 pub fn compare(
     engine: &Engine,
     prompts: &[ComparePrompt],
-    arms: &[GenerateOptions],
+    strategies: &[String],
+    options: &GenerateOptions,
     repetitions: usize,
     mut progress: impl FnMut(usize) -> KeepGoing,
 ) -> Result<Comparison, Error> {
     let capacity = engine.ctx_size();
     if let Some(index) = prompts.iter().position(|prompt| prompt.tokens.len() >= capacity) {
         let prompt_tokens = prompts[index].tokens.len();
-        let source = Box::new(DecodeError::PromptTooLong { prompt_tokens, capacity }.into());
+        let trained = engine.config().max_position_embeddings;
+        let source = Box::new(Error::PromptTooLong { prompt_tokens, ctx_size: capacity, trained });
         return Err(Error::Prompt { number: index + 1, source }); // before anything is measured, and lost
     }
+    let with_strategy = |strategy| GenerateOptions { strategy, ..options.clone() };
+    let arms: Vec<GenerateOptions> = plain_first(strategies).into_iter().map(with_strategy).collect();
     if let Some(prompt) = prompts.first() {
-        for options in arms {
+        for options in &arms {
             run(engine, prompt, &GenerateOptions { max_tokens: Some(8), ..options.clone() })?; // warm-up
         }
     }
@@ -161,11 +165,22 @@ pub fn compare(
         model: engine.name().to_owned(),
         threads: engine.threads(),
         num_prompts: plain.len(),
-        max_tokens: arms.first().and_then(|options| options.max_tokens),
-        temperature: arms.first().map_or(0.0, |options| options.sampling.temperature),
-        seed: arms.first().map_or(0, |options| options.sampling.seed),
+        max_tokens: options.max_tokens,
+        temperature: options.sampling.temperature,
+        seed: options.sampling.seed,
         arms: described.collect(),
     })
+}
+
+/// The strategy of each arm: plain decoding is the first, named or not. Named twice it is measured twice: what its arms differ
+/// by is the machine's noise.
+fn plain_first(strategies: &[String]) -> Vec<String> {
+    let mut arms = strategies.to_vec();
+    if let Some(index) = arms.iter().position(|strategy| strategy == PLAIN) {
+        arms.remove(index);
+    }
+    arms.insert(0, PLAIN.to_owned());
+    arms
 }
 
 /// Whether a comparison goes on.
@@ -287,8 +302,12 @@ impl Figures {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use forestream_decode::SamplingSettings;
+
     use super::*;
-    use crate::{ReportTimings, Speculative};
+    use crate::{EngineOptions, ReportTimings, Speculative};
 
     /// An answer of `rounds` rounds that accepted one draft token each, in `ms` milliseconds.
     fn run(rounds: usize, accepted: usize, ms: f64, category: &str) -> Run {
@@ -314,6 +333,32 @@ mod tests {
 
     fn assert_close(got: f64, expected: f64) {
         assert!((got - expected).abs() < 1e-9, "{got} is not {expected}");
+    }
+
+    #[test]
+    fn plain_decoding_is_always_the_first_arm() {
+        let cases: [(&[&str], &[&str]); 4] = [
+            (&[], &["none"]),
+            (&["ngram", "auto"], &["none", "ngram", "auto"]),
+            (&["ngram", "none"], &["none", "ngram"]),
+            (&["none", "ngram", "none"], &["none", "ngram", "none"]),
+        ];
+        for (strategies, expected) in cases {
+            let strategies: Vec<String> = strategies.iter().map(|&name| name.to_owned()).collect();
+            assert_eq!(plain_first(&strategies), expected);
+        }
+    }
+
+    #[test]
+    fn without_strategies_plain_decoding_is_compared_with_itself() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+        let engine = Engine::open(&model, &EngineOptions::default()).unwrap();
+        let prompts = [ComparePrompt { tokens: vec![1, 2, 3], category: None }];
+        let options = GenerateOptions { max_tokens: Some(3), ..GenerateOptions::new(SamplingSettings::default()) };
+        let comparison = compare(&engine, &prompts, &[], &options, 1, |_| KeepGoing::Yes).unwrap();
+        assert_eq!((comparison.arms.len(), comparison.num_prompts), (1, 1));
+        let arm = &comparison.arms[0];
+        assert_eq!((arm.spec_type.as_str(), arm.identical, arm.figures.completion_tokens), ("none", true, 3));
     }
 
     #[test]

@@ -127,17 +127,18 @@ pub fn read_prompts(
     limit: Option<usize>,
 ) -> Result<Vec<DatasetPrompt>, DatasetError> {
     let file = RowFile::open(path)?;
-    let mut template = template.clone();
+    let mut recipe = None;
     let (mut prompts, mut seen) = (Vec::new(), HashSet::new());
     for row in file.rows()? {
         if limit == Some(prompts.len()) {
             break;
         }
         let row = row?;
-        if template == Template::Inferred {
-            template = Template::Task(infer_task(path, &row.fields)?);
-        }
-        let prompt = prompt(path, row, &template)?;
+        let recipe = match &mut recipe {
+            Some(recipe) => recipe,
+            none => none.insert(Recipe::new(template, path, &row.fields)?),
+        };
+        let prompt = recipe.prompt(path, row)?;
         if seen.insert(prompt.text.clone()) {
             prompts.push(prompt);
         }
@@ -157,20 +158,35 @@ fn infer_task(path: &Path, fields: &Map<String, Value>) -> Result<&'static Task,
     TASKS.iter().find(has_fields).ok_or_else(unknown)
 }
 
-fn prompt(path: &Path, Row { place, fields }: Row, template: &Template) -> Result<DatasetPrompt, DatasetError> {
-    let (template, category) = match template {
-        Template::Inferred => unreachable!("the task was inferred from the first row"),
-        Template::Task(task) => (task.template, task.category),
-        Template::Text(text) => (text.as_str(), Some("category")),
-    };
-    let text = fill(&pieces(template)?, &fields).map_err(|field| DatasetError::Field {
-        path: path.to_owned(),
-        place,
-        field: field.to_owned(),
-        present: names(&fields),
-    })?;
-    let category = category.and_then(|field| text_of(&fields, field)).map(Cow::into_owned);
-    Ok(DatasetPrompt { text, category, place })
+/// A template as rows are put into it.
+struct Recipe {
+    pieces: Vec<Piece>,
+    /// The field that holds the category.
+    category: Option<&'static str>,
+}
+
+impl Recipe {
+    /// `fields` are those of the first row, from which a task may be inferred.
+    fn new(template: &Template, path: &Path, fields: &Map<String, Value>) -> Result<Self, DatasetError> {
+        let of_task = |task: &'static Task| (task.template, task.category);
+        let (template, category) = match template {
+            Template::Inferred => of_task(infer_task(path, fields)?),
+            Template::Task(task) => of_task(task),
+            Template::Text(text) => (text.as_str(), Some("category")),
+        };
+        Ok(Self { pieces: pieces(template)?, category })
+    }
+
+    fn prompt(&self, path: &Path, Row { place, fields }: Row) -> Result<DatasetPrompt, DatasetError> {
+        let text = fill(&self.pieces, &fields).map_err(|field| DatasetError::Field {
+            path: path.to_owned(),
+            place,
+            field: field.to_owned(),
+            present: names(&fields),
+        })?;
+        let category = self.category.and_then(|field| text_of(&fields, field)).map(Cow::into_owned);
+        Ok(DatasetPrompt { text, category, place })
+    }
 }
 
 fn names(fields: &Map<String, Value>) -> String {

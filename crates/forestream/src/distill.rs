@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use std::iter::Enumerate;
 use std::slice;
 
-use forestream_decode::strategies::{self, Resources};
-use forestream_decode::{Budget, FinishReason, Round, SamplingSettings, Sequence, SequenceOptions};
+use forestream_decode::strategies::Plain;
+use forestream_decode::{Budget, Round, SamplingSettings, Sequence, SequenceOptions};
 use forestream_model::{KvCache, TokenId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Engine, Error};
+use crate::{Engine, Error, FinishReason};
 
 pub use error::DistillError;
 pub use file::{AnswerFile, Header};
@@ -58,7 +58,7 @@ pub struct DistilledAnswer {
     /// What the model wrote, a stop token included.
     pub completion_token_ids: Vec<TokenId>,
     /// `stop`, or `length` where the answer was cut.
-    pub finish_reason: String,
+    pub finish_reason: FinishReason,
 }
 
 /// The seed of answer `index`; that of answer 0 is `seed` itself.
@@ -153,9 +153,9 @@ impl<'e> Distillation<'e> {
                 ..SequenceOptions::default()
             };
             let cache = self.caches.pop().unwrap_or_else(|| self.engine.new_cache());
-            let drafter = strategies::build("none", &Resources::default())?;
-            let sequence = Sequence::new(self.engine.config(), &prompt.tokens, cache, drafter, sequence_options)
-                .map_err(|error| Error::Prompt { number: index + 1, source: Box::new(error.into()) })?;
+            let sequence =
+                Sequence::new(self.engine.config(), &prompt.tokens, cache, Box::new(Plain), sequence_options)
+                    .map_err(|error| Error::Prompt { number: index + 1, source: Box::new(error.into()) })?;
             self.running.push(Running { index, prompt, sequence });
         }
         Ok(())
@@ -173,8 +173,8 @@ impl<'e> Distillation<'e> {
 
     fn answer(&self, one: &Running<'_>) -> Result<DistilledAnswer, Error> {
         let tokens = one.sequence.completion();
-        let reason = one.sequence.finish_reason().unwrap_or(FinishReason::Length);
-        let num_said = tokens.len() - usize::from(reason == FinishReason::Stop);
+        let finish_reason = one.sequence.finish_reason().map_or(FinishReason::Length, FinishReason::from);
+        let num_said = tokens.len() - usize::from(finish_reason == FinishReason::Stop);
         let mut detokenizer = self.engine.tokenizer().detokenizer_after(&one.prompt.tokens);
         let mut completion = String::new();
         for &token in &tokens[..num_said] {
@@ -187,7 +187,7 @@ impl<'e> Distillation<'e> {
             completion,
             prompt_token_ids: one.prompt.tokens.clone(),
             completion_token_ids: tokens.to_vec(),
-            finish_reason: reason.as_str().to_owned(),
+            finish_reason,
         })
     }
 }

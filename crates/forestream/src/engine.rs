@@ -11,7 +11,7 @@ use forestream_decode::strategies::{self, Requires, Resources, StreamingOptions}
 use forestream_decode::{Budget, CostCurve, SamplingSettings};
 use forestream_model::architectures::GenerationDefaults;
 use forestream_model::{Checkpoint, DecoderConfig, Format, Isa, KvCache, Model};
-use forestream_text::{ChatTemplate, Tokenizer};
+use forestream_text::{ChatTemplate, TextError, Tokenizer};
 
 use crate::adapters::{self, AdapterChoice};
 use crate::backend::Place;
@@ -34,7 +34,7 @@ pub struct EngineOptions {
     pub ctx_size: Option<usize>,
     /// The instruction set of the kernels; `None` takes the fastest. Never changes a token.
     pub isa: Option<Isa>,
-    /// Stores float weights in this format.
+    /// Stores all matrices in this format, those that the file has in another quantized one too.
     pub quantize: Option<Format>,
     /// The speculative streams that the model gets. They never change a token of a lossless adapter's base.
     pub adapter: AdapterChoice,
@@ -67,11 +67,7 @@ impl Engine {
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Self, Error> {
         options.backend.check(options)?;
         let checkpoint = Checkpoint::open(path)?;
-        let trained = checkpoint.config().max_position_embeddings;
-        let ctx_size = options.ctx_size.unwrap_or(trained);
-        if ctx_size > trained {
-            return Err(Error::ContextTooLong { asked: ctx_size, trained });
-        }
+        let ctx_size = context(options.ctx_size, usize::MAX, checkpoint.config())?;
         let tokenizer = tokenizer_of(checkpoint.contents())?;
         let checkpoint = match options.quantize {
             Some(format) => checkpoint.quantized(format)?,
@@ -140,13 +136,16 @@ impl Engine {
         Resources::of(self.model(), streaming)
     }
 
+    /// Whether one of these strategies drafts with streams.
+    pub fn drafts_with_streams(&self, strategies: &str) -> bool {
+        let needs_streams = |name| strategies::find(name).is_ok_and(|strategy| strategy.requires == Requires::Streams);
+        self.resolve(strategies).split(',').any(needs_streams)
+    }
+
     /// Weights that a strategy adds to the model's own.
     pub(crate) fn extra_parameters(&self, strategy: &str) -> u64 {
-        let uses_streams = self
-            .resolve(strategy)
-            .split(['+', ','])
-            .any(|name| strategies::find(name.trim()).is_ok_and(|strategy| strategy.requires == Requires::Streams));
-        self.model.streams().filter(|_| uses_streams).map_or(0, |streams| streams.num_parameters() as u64)
+        let streams = self.model.streams().filter(|_| self.drafts_with_streams(strategy));
+        streams.map_or(0, |streams| streams.num_parameters() as u64)
     }
 
     /// The name of the instruction set in use, or of the device.
@@ -184,11 +183,7 @@ impl Engine {
     /// # Errors
     /// A template that is not valid.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, Error> {
-        match self.tokenizer.chat_template() {
-            Ok(template) => Ok(Some(template)),
-            Err(forestream_text::TextError::NoChatTemplate) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        chat_template_of(&self.tokenizer)
     }
 
     /// Tokens after which the model has nothing more to say.
@@ -243,6 +238,24 @@ impl fmt::Debug for Engine {
             .field("threads", &self.threads())
             .field("ctx_size", &self.ctx_size)
             .finish_non_exhaustive()
+    }
+}
+
+/// The tokens of context: what is asked for, else `usual`, or what the model was trained for if that is less.
+pub(crate) fn context(asked: Option<usize>, usual: usize, config: &DecoderConfig) -> Result<usize, Error> {
+    let trained = config.max_position_embeddings;
+    match asked {
+        Some(asked) if asked > trained => Err(Error::ContextTooLong { asked, trained }),
+        asked => Ok(asked.unwrap_or(trained.min(usual))),
+    }
+}
+
+/// The chat template of a tokenizer, if it has one.
+pub(crate) fn chat_template_of(tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Error> {
+    match tokenizer.chat_template() {
+        Ok(template) => Ok(Some(template)),
+        Err(TextError::NoChatTemplate) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use forestream_burn::BurnError;
 use forestream_decode::DecodeError;
-use forestream_model::ModelError;
+use forestream_model::{DecoderConfig, ModelError};
 use forestream_text::TextError;
 use forestream_train::TrainError;
 
@@ -59,9 +59,23 @@ pub enum Error {
         /// What the model was trained for.
         trained: usize,
     },
+    /// A prompt that leaves no room for an answer.
+    #[error(
+        "the prompt has {prompt_tokens} tokens and the context holds {ctx_size}, the answer included; {}",
+        room("shorten the prompt", prompt_tokens.saturating_add(1), *trained)
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// The context.
+        ctx_size: usize,
+        /// What the model was trained for.
+        trained: usize,
+    },
     /// A measurement longer than the context.
     #[error(
-        "the test {test} needs {needed} tokens of context, and there are {ctx_size}: measure less, or raise --ctx-size"
+        "the test {test} needs {needed} tokens of context, and there are {ctx_size}; {}",
+        room("measure less", *needed, *trained)
     )]
     TestTooLong {
         /// Its name.
@@ -70,6 +84,8 @@ pub enum Error {
         needed: usize,
         /// The context.
         ctx_size: usize,
+        /// What the model was trained for.
+        trained: usize,
     },
     /// An adapter that carries no task.
     #[error(
@@ -84,4 +100,26 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+}
+
+impl Error {
+    /// A prompt that was refused by the decoder of a model with this configuration.
+    pub(crate) fn of_prompt(error: DecodeError, config: &DecoderConfig) -> Self {
+        let trained = config.max_position_embeddings;
+        match error {
+            DecodeError::PromptTooLong { prompt_tokens, capacity } => {
+                Self::PromptTooLong { prompt_tokens, ctx_size: capacity, trained }
+            }
+            error => error.into(),
+        }
+    }
+}
+
+/// What to do where a context has no room for `needed` tokens; a larger one is no help beyond what the model was trained for.
+fn room(remedy: &str, needed: usize, trained: usize) -> String {
+    if needed <= trained {
+        format!("{remedy}, or raise --ctx-size")
+    } else {
+        format!("the model was trained for no more than {trained}: {remedy}")
+    }
 }

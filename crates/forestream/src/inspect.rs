@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use forestream_model::weights::{Checkpoint, Contents, TensorInfo};
-use forestream_model::{CacheShape, DecoderConfig, ModelError};
+use forestream_model::{CacheShape, ModelError};
 use forestream_text::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::engine::chat_template_of;
 use crate::vocabulary::tokenizer_of;
 
 /// A description of a model file.
@@ -97,16 +98,16 @@ pub struct TokenizerFacts {
     pub vocab_size: usize,
     /// Tokens that end an answer.
     pub stop_tokens: Vec<String>,
-    /// Whether there is a chat template that works.
+    /// Whether there is a chat template; one that is broken is among the problems.
     pub has_chat_template: bool,
 }
 
 impl TokenizerFacts {
-    fn of(tokenizer: &Tokenizer) -> Self {
+    fn of(tokenizer: &Tokenizer, has_chat_template: bool) -> Self {
         Self {
             vocab_size: tokenizer.vocab_size(),
             stop_tokens: tokenizer.end_of_generation().iter().filter_map(|&token| tokenizer.piece(token)).collect(),
-            has_chat_template: tokenizer.chat_template().is_ok(),
+            has_chat_template,
         }
     }
 }
@@ -138,13 +139,23 @@ pub fn inspect(path: &Path, ctx_size: Option<usize>) -> Result<Inspection, Model
             }
             inspection.model = Some(costs);
             match tokenizer_of(checkpoint.contents()) {
-                Ok(tokenizer) => inspection.tokenizer = Some(TokenizerFacts::of(&tokenizer)),
-                Err(error) => inspection.problems.push(error.to_string()),
+                Ok(tokenizer) => {
+                    let template = chat_template_of(&tokenizer);
+                    inspection.tokenizer = Some(TokenizerFacts::of(&tokenizer, !matches!(template, Ok(None))));
+                    inspection.problems.extend(template.err().map(|error| with_causes(&error)));
+                }
+                Err(error) => inspection.problems.push(with_causes(&error)),
             }
         }
-        Err(error) => inspection.problems.push(error.to_string()),
+        Err(error) => inspection.problems.push(with_causes(&error)),
     }
     Ok(inspection)
+}
+
+/// An error and what it came from.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }
 
 impl TensorLine {
@@ -178,7 +189,7 @@ impl ModelCosts {
         let config = checkpoint.config();
         let all_bytes: u64 =
             checkpoint.contents().tensors().iter().map(|tensor| tensor.num_packed_bytes() as u64).sum();
-        let cache_bytes_per_position = cache_shape(config).bytes_per_position() as u64;
+        let cache_bytes_per_position = CacheShape::of(config).bytes_per_position() as u64;
         let ctx_size = ctx_size.unwrap_or(config.max_position_embeddings);
         Ok(Self {
             architecture: config.architecture.clone(),
@@ -206,11 +217,25 @@ fn unread_bytes(checkpoint: &Checkpoint) -> Result<u64, ModelError> {
     Ok(bytes - bytes / embeddings.rows.max(1) as u64)
 }
 
-/// The sizes of the key/value cache of a model.
-fn cache_shape(config: &DecoderConfig) -> CacheShape {
-    CacheShape {
-        num_layers: config.num_hidden_layers,
-        num_kv_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_chat_template_is_a_problem_and_not_an_absent_one() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+        let directory = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(model.join(file), directory.path().join(file)).unwrap();
+        }
+        let inspect_with = |config: &str| {
+            std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+            let inspection = inspect(directory.path(), None).unwrap();
+            (inspection.tokenizer.unwrap().has_chat_template, inspection.problems)
+        };
+        assert_eq!(inspect_with(r#"{"chat_template": "{{ 1 }}"}"#), (true, vec![]));
+        let (has_chat_template, problems) = inspect_with(r#"{"chat_template": "{% if"}"#);
+        assert!(has_chat_template && problems.len() == 1, "{problems:?}");
+        assert!(problems[0].contains("chat template") && problems[0].contains("syntax error"), "{problems:?}");
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! `timings` has llama.cpp's names, `speculative` vLLM's; `docs/cli.md` defines each field.
 
+use std::fmt;
+
 use forestream_decode::{Stats, Timings};
 use forestream_model::TokenId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A report on one answer.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -15,8 +17,8 @@ pub struct Report {
     pub token_ids: Vec<TokenId>,
     /// The generated text.
     pub text: String,
-    /// `stop`, `length`, or `abort` where the user ended it.
-    pub finish_reason: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
     /// The seed of the draws.
     pub seed: u64,
     /// Counts of tokens.
@@ -25,6 +27,35 @@ pub struct Report {
     pub timings: ReportTimings,
     /// What drafting achieved.
     pub speculative: Speculative,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model's stop token, or a stop string.
+    Stop,
+    /// The limit, or a full context.
+    Length,
+    /// Whoever asked for it wanted no more.
+    #[default]
+    Abort,
+}
+
+impl From<forestream_decode::FinishReason> for FinishReason {
+    fn from(reason: forestream_decode::FinishReason) -> Self {
+        match reason {
+            forestream_decode::FinishReason::Stop => Self::Stop,
+            forestream_decode::FinishReason::Length => Self::Length,
+        }
+    }
+}
+
+/// The word that JSON has for it.
+impl fmt::Display for FinishReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
 }
 
 /// Counts of tokens.
@@ -45,15 +76,15 @@ pub struct ReportTimings {
     pub cache_n: usize,
     /// Prompt tokens that were computed.
     pub prompt_n: usize,
-    /// Milliseconds until the first token.
+    /// Milliseconds of the passes over the prompt; 0 where one token of it was left, which a round reads.
     pub prompt_ms: f64,
     /// Milliseconds for each computed prompt token.
     pub prompt_per_token_ms: f64,
     /// Prompt tokens per second.
     pub prompt_per_second: f64,
-    /// Generated tokens, the one that the prompt's pass gives included.
+    /// Generated tokens, the one that the prompt's last pass gives included.
     pub predicted_n: usize,
-    /// Milliseconds of all rounds after the prompt.
+    /// Milliseconds of all rounds.
     pub predicted_ms: f64,
     /// Milliseconds for each token that the rounds gave.
     pub predicted_per_token_ms: f64,
@@ -87,7 +118,7 @@ pub struct Speculative {
 impl Report {
     /// The part of a report that follows from counts and times.
     pub(crate) fn measured(stats: &Stats, timings: Timings) -> Self {
-        let prompt_n = stats.prompt_tokens - stats.reused_tokens;
+        let prompt_n = stats.read_tokens;
         let prompt_ms = timings.prefill.as_secs_f64() * 1e3;
         let predicted_ms = timings.decode.as_secs_f64() * 1e3;
         let by_rounds = stats.completion_tokens - stats.prefill_emitted;
@@ -122,12 +153,14 @@ impl Report {
     /// One line for people.
     pub fn summary(&self) -> String {
         let timings = &self.timings;
+        let (num_known, num_all) = (timings.cache_n + timings.prompt_n, self.usage.prompt_tokens);
+        let part = if num_known < num_all { format!("{num_known} of ") } else { String::new() };
         let cached = if timings.cache_n > 0 { format!(" ({} cached)", timings.cache_n) } else { String::new() };
+        let is_measured = timings.prompt_ms > 0.0;
+        let rate = if is_measured { format!(" at {:.0}/s", timings.prompt_per_second) } else { String::new() };
         format!(
-            "prompt {} tokens{cached} at {:.0}/s | answer {} tokens at {:.1}/s | {}: {} rounds, {:.2} tokens each, {:.2} of them \
+            "prompt {part}{num_all} tokens{cached}{rate} | answer {} tokens at {:.1}/s | {}: {} rounds, {:.2} tokens each, {:.2} of them \
              accepted drafts | {} | seed {}",
-            self.usage.prompt_tokens,
-            timings.prompt_per_second,
             self.usage.completion_tokens,
             timings.predicted_per_second,
             self.speculative.strategy,
@@ -143,4 +176,20 @@ impl Report {
 /// A ratio that is 0 where nothing was counted.
 pub(crate) fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator > 0.0 { numerator / denominator } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reasons_have_the_words_of_other_tools() {
+        for (reason, word) in
+            [(FinishReason::Stop, "stop"), (FinishReason::Length, "length"), (FinishReason::Abort, "abort")]
+        {
+            assert_eq!(serde_json::to_value(reason).unwrap(), word);
+            assert_eq!(serde_json::from_value::<FinishReason>(word.into()).unwrap(), reason);
+            assert_eq!(reason.to_string(), word);
+        }
+    }
 }

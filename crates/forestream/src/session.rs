@@ -135,7 +135,7 @@ impl<'e> Session<'e> {
         let drafter = strategies::build(&strategy, &engine.resources(options.streaming))?;
         let stops = StopStrings::new(options.stop.clone())?;
         let budget = match options.budget {
-            _ if strategy == "none" => Budget::Fixed(1),
+            _ if !drafter.drafts() => Budget::Fixed(1),
             Some(nodes) => Budget::Fixed(nodes),
             None => engine.auto_budget()?,
         };
@@ -151,6 +151,10 @@ impl<'e> Session<'e> {
             max_draft_depth: options.max_draft_depth.unwrap_or(usize::MAX),
             ..SequenceOptions::default()
         };
+        let capacity = self.cache.as_ref().map_or(engine.ctx_size(), KvCache::capacity);
+        // What is refused is refused before the cache is taken, and lost.
+        Sequence::check(engine.config(), prompt, capacity, &sequence_options)
+            .map_err(|error| Error::of_prompt(error, engine.config()))?;
         let cache = self.cache.take().unwrap_or_else(|| engine.new_cache());
         let (model, drafter) = match trace {
             Some(trace) => (trace.model(), trace.drafter(drafter)),
@@ -161,5 +165,71 @@ impl<'e> Session<'e> {
         let detokenizer = engine.tokenizer().detokenizer_after(prompt);
         let about = About { model: engine.name(), strategy: strategy.clone(), seed: options.sampling.seed };
         Ok(Answer::new(generation, TextEnd { detokenizer, stops }, about, &mut self.cache))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::EngineOptions;
+
+    fn tiny_model() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama")
+    }
+
+    fn plain_answer(session: &mut Session<'_>, prompt: &[TokenId]) -> Result<crate::Report, Error> {
+        let (max_tokens, strategy) = (Some(3), "none".to_owned());
+        let usual = GenerateOptions::new(SamplingSettings::default());
+        let options = GenerateOptions { max_tokens, strategy, at_stop_token: AtStopToken::GoOn, ..usual };
+        let mut answer = session.generate(prompt, &options)?;
+        answer.by_ref().for_each(|piece| drop(piece.unwrap()));
+        Ok(answer.finish())
+    }
+
+    #[test]
+    fn a_refused_prompt_leaves_the_cache() {
+        let engine = Engine::open(&tiny_model(), &EngineOptions::default()).unwrap();
+        let mut session = engine.session();
+        let prompt = [1, 2, 3, 4, 5, 6];
+        assert_eq!(plain_answer(&mut session, &prompt).unwrap().timings.cache_n, 0);
+        for refused in [&[7; 600][..], &[], &[1, u32::MAX]] {
+            plain_answer(&mut session, refused).unwrap_err();
+        }
+        assert_eq!(plain_answer(&mut session, &prompt).unwrap().timings.cache_n, 5);
+    }
+
+    #[test]
+    fn a_round_that_reads_the_last_prompt_token_counts_with_its_time() {
+        let engine = Engine::open(&tiny_model(), &EngineOptions::default()).unwrap();
+        let mut session = engine.session();
+        let timings = plain_answer(&mut session, &[1]).unwrap().timings;
+        assert_eq!((timings.draft_rounds, timings.predicted_n, timings.prompt_n), (3, 3, 1));
+        assert!(timings.prompt_ms <= 0.0, "no pass read the prompt alone: {timings:?}");
+        let expected = 3.0 / timings.predicted_ms * 1e3;
+        assert!((timings.predicted_per_second / expected - 1.0).abs() < 1e-9, "{timings:?}");
+        let timings = plain_answer(&mut session, &[1, 2, 3]).unwrap().timings;
+        assert!(timings.draft_rounds == 2 && timings.prompt_ms > 0.0, "{timings:?}");
+        let again = plain_answer(&mut session, &[1, 2, 3]).unwrap();
+        assert!(again.summary().starts_with("prompt 3 tokens (2 cached) | "), "{}", again.summary());
+    }
+
+    #[test]
+    fn what_drafts_nothing_needs_no_cost_curve() {
+        let model = tiny_model();
+        let directory = tempfile::tempdir().unwrap();
+        let cost_curve_directory = Some(directory.path().to_owned());
+        let engine = Engine::open(&model, &EngineOptions { cost_curve_directory, ..EngineOptions::default() }).unwrap();
+        for strategy in ["none", "none,none", "none+none"] {
+            let (max_tokens, strategy) = (Some(3), strategy.to_owned());
+            let options = GenerateOptions { max_tokens, strategy, ..GenerateOptions::new(SamplingSettings::default()) };
+            let mut session = engine.session();
+            let mut answer = session.generate(&[1, 2, 3], &options).unwrap();
+            answer.by_ref().for_each(|piece| drop(piece.unwrap()));
+            let report = answer.finish();
+            assert_eq!((report.token_ids.len(), report.timings.draft_n), (3, 0));
+            assert_eq!(directory.path().read_dir().unwrap().count(), 0, "{}", report.speculative.strategy);
+        }
     }
 }

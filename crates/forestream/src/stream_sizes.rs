@@ -1,7 +1,9 @@
 //! The sizes of the streams that a training run makes: a preset's or an adapter's, changed by what was asked for.
 
 use forestream_model::DecoderConfig;
-use forestream_model::streams::{Adapter, LoraConfig, Projection, StreamConfig, StreamIdentity, TrainingMode};
+use forestream_model::streams::{
+    Adapter, LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamIdentity, TrainingMode,
+};
 use forestream_train::Preset;
 
 /// What was asked for, one by one; `None` keeps what a run starts from.
@@ -80,6 +82,32 @@ impl StreamSizes {
             lora.target_modules.clone_from(modules);
         }
         Some(lora).filter(|lora| lora.rank > 0)
+    }
+}
+
+/// What was asked for of the low-rank changes of main rows; `None` keeps what a run starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MainLoraSizes {
+    /// Top layers that have them; 0 for all.
+    pub num_layers: Option<usize>,
+    /// Their rank.
+    pub rank: Option<usize>,
+    /// Their scale, times the rank.
+    pub alpha: Option<f32>,
+}
+
+impl MainLoraSizes {
+    /// The changes of a run for `model` that starts from `initial`: those of `initial` where it has some, changed by what was
+    /// asked for.
+    pub(crate) fn resolve(self, initial: Option<&Adapter>, model: &DecoderConfig) -> MainLoraConfig {
+        let initial = initial.and_then(|initial| initial.config.main_lora.clone());
+        let mut main = initial.unwrap_or_else(|| Preset::main_lora(model.num_hidden_layers));
+        if let Some(num_layers) = self.num_layers {
+            main.num_layers = if num_layers == 0 { model.num_hidden_layers } else { num_layers };
+        }
+        main.lora.rank = self.rank.unwrap_or(main.lora.rank);
+        main.lora.alpha = self.alpha.unwrap_or(main.lora.alpha);
+        main
     }
 }
 

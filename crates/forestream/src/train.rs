@@ -3,35 +3,44 @@
 use std::path::{Path, PathBuf};
 
 use forestream_burn::NamedDevice;
-use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, MainLoraConfig, TrainingMode,
-};
-use forestream_model::{Checkpoint, LoadOptions};
-use forestream_text::TextError;
-use forestream_train::{DataReader, RowTexts, TrainJob};
+use forestream_model::streams::{ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, TrainingMode};
+use forestream_model::{Checkpoint, Format, Isa};
+use forestream_train::{DataReader, RowTexts, TrainJob, Writer};
 
+use crate::Error;
+use crate::backend::load_options;
+use crate::engine::{chat_template_of, context, file_name};
 use crate::vocabulary::tokenizer_of;
-use crate::{EngineOptions, Error};
 
-pub use crate::stream_sizes::StreamSizes;
+pub use crate::stream_sizes::{MainLoraSizes, StreamSizes};
 pub use crate::task_rows::TaskRows;
 pub use forestream_model::streams::{Projection, StreamIdentity, TrainingMode as Mode};
 pub use forestream_train::{
-    CHECKPOINT, Draw, Evaluation, JointSettings, LOG, MainFigures, Objective, Observer, Origin, Outcome, PROVENANCE,
-    Preset, Schedule, Start, StepReport, StepSeconds, TrainError, TrainSettings, Trainer,
+    CHECKPOINT, Draw, Evaluation, JointSettings, LOG, NextTokenFigures, Objective, Observer, Origin, Outcome,
+    PROVENANCE, Preset, Schedule, Start, StepReport, StepSeconds, TrainError, TrainSettings, Trainer,
 };
 
 /// The longest text, if nothing else is asked for and the model was trained for more.
-const MAX_LEN: usize = 2048;
+pub const USUAL_MAX_LEN: usize = 2048;
 
 /// What to train, on what, and where it goes.
 #[derive(Clone, Debug)]
 pub struct TrainRequest {
+    /// The model's name in the adapter's card; `None` takes that of the file.
+    pub name: Option<String>,
+    /// The longest text in tokens; `None` takes [`USUAL_MAX_LEN`], or what the model was trained for if that is less.
+    pub ctx_size: Option<usize>,
+    /// Threads; `None` takes one for each core. Never changes a bit of the result.
+    pub threads: Option<usize>,
+    /// The instruction set of the engine's kernels; `None` takes the fastest.
+    pub isa: Option<Isa>,
+    /// Stores all of the model's matrices in this format.
+    pub quantize: Option<Format>,
     /// Sizes and switches of the streams. Those of an adapter to start from may differ in what no tensor depends on (the
     /// tokens that can be proposed), gain an early exit, and become narrow.
     pub sizes: StreamSizes,
-    /// Low-rank changes of main rows' top layers, all of them if it says 0; the mode is joint where there are any.
-    pub main_lora: Option<MainLoraConfig>,
+    /// Low-rank changes of main rows; the mode is joint where there are any.
+    pub main_lora: Option<MainLoraSizes>,
     /// Rows to train on.
     pub data: PathBuf,
     /// How rows are read, if not by the names of their fields.
@@ -62,24 +71,27 @@ pub struct TrainRequest {
 ///
 /// # Errors
 /// A model that cannot be loaded, rows that cannot be used, or settings that do not fit the model.
-pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Result<Trainer, Error> {
+pub fn open(path: &Path, request: TrainRequest) -> Result<Trainer, Error> {
     let checkpoint = Checkpoint::open(path)?;
-    let trained = checkpoint.config().max_position_embeddings;
-    let max_len = options.ctx_size.unwrap_or(trained.min(MAX_LEN));
-    if max_len > trained {
-        return Err(Error::ContextTooLong { asked: max_len, trained });
-    }
+    let max_len = context(request.ctx_size, USUAL_MAX_LEN, checkpoint.config())?;
     let fingerprint = checkpoint.fingerprint();
     let tokenizer = tokenizer_of(checkpoint.contents())?;
-    let template = match tokenizer.chat_template() {
-        Ok(template) => Some(template),
-        Err(TextError::NoChatTemplate) => None,
-        Err(error) => return Err(error.into()),
-    };
+    let template = chat_template_of(&tokenizer)?;
+    let architecture = checkpoint.config().architecture.clone();
+    let name = request.name.unwrap_or_else(|| file_name(path));
+    let open = |path: &PathBuf| Adapter::open(path, checkpoint.config(), &fingerprint);
+    let fitted = request.adapter.as_ref().map(open).transpose()?;
+    let initial = request.init_from.as_ref().map(open).transpose()?.or_else(|| fitted.clone());
+    let mode = if request.main_lora.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless };
+    let task_digest = fitted.as_ref().and_then(Adapter::task_digest);
     let reader = DataReader {
         tokenizer: &tokenizer,
         template: template.as_ref(),
         fingerprint: &fingerprint,
+        writer: match mode {
+            TrainingMode::Lossless => Writer::Target(task_digest.as_deref()),
+            TrainingMode::Joint => Writer::Any,
+        },
         vocab_size: checkpoint.config().vocab_size,
         max_len,
         rows: request.rows.as_ref().map(|rows| rows as &dyn RowTexts),
@@ -90,26 +102,12 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
         Some(path) => read(path, None)?,
         None => training.split_off(request.eval_split).map_err(TrainError::from)?,
     };
-    let architecture = checkpoint.config().architecture.clone();
-    let name = options.name.clone().unwrap_or_else(|| crate::engine::file_name(path));
-    let open = |path: &PathBuf| Adapter::open(path, checkpoint.config(), &fingerprint);
-    let fitted = request.adapter.as_ref().map(open).transpose()?;
-    let initial = request.init_from.as_ref().map(open).transpose()?.or_else(|| fitted.clone());
-    let mode = if request.main_lora.is_some() { TrainingMode::Joint } else { TrainingMode::Lossless };
     let (streams, lora) = request.sizes.resolve(initial.as_ref(), mode, checkpoint.config());
-    let usual = LoadOptions::default();
-    let load_options = LoadOptions {
-        num_threads: options.threads.unwrap_or(usual.num_threads),
-        isa: options.isa.unwrap_or(usual.isa),
-    };
-    let checkpoint = match options.quantize {
+    let checkpoint = match request.quantize {
         Some(format) => checkpoint.quantized(format)?,
         None => checkpoint,
     };
-    let mut main_lora = request.main_lora;
-    if let Some(main) = main_lora.as_mut().filter(|main| main.num_layers == 0) {
-        main.num_layers = checkpoint.config().num_hidden_layers;
-    }
+    let main_lora = request.main_lora.map(|sizes| sizes.resolve(initial.as_ref(), checkpoint.config()));
     let adapter = AdapterConfig {
         format_version: ADAPTER_FORMAT_VERSION,
         base_model: BaseModel { name, fingerprint, architecture },
@@ -124,7 +122,7 @@ pub fn open(path: &Path, options: &EngineOptions, request: TrainRequest) -> Resu
     let origin = Origin { previous, ..request.origin };
     Ok(Trainer::new(TrainJob {
         base: &checkpoint,
-        load_options,
+        load_options: load_options(request.threads, request.isa),
         device: request.device,
         adapter,
         training,

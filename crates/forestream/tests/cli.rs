@@ -7,7 +7,7 @@ mod adapter;
 mod support;
 
 use serde_json::Value;
-use support::{Sandbox, tiny_model};
+use support::{Run, Sandbox, tiny_model};
 
 const COMMANDS: &[&str] =
     &["generate", "chat", "bench", "compare", "distill", "train", "merge", "inspect", "pull", "completions"];
@@ -65,6 +65,8 @@ fn silly_values_are_usage_errors() {
         (&["generate", "--temp", "warm"], "not a number"),
         (&["generate", "--top-p", "1.5"], "1 at most"),
         (&["generate", "-n", "-2"], "-2"),
+        (&["generate", "--stop", ""], "must not be empty"),
+        (&["generate", "-n", "4", "--min-tokens", "5"], "--min-tokens"),
         (&["generate", "-t", "100000"], "1024 at most"),
         (&["generate", "--logit-bias", "x"], "ID=BIAS"),
         (&["generate", "--chat-template-kwargs", "[1]"], "JSON object"),
@@ -93,7 +95,7 @@ fn a_flag_beats_a_variable_and_a_variable_beats_the_file() {
     let count = |variable: Option<&str>, flags: &[&str]| {
         let mut command = sandbox.command(&[&arguments, flags].concat());
         command.envs(variable.map(|value| ("FORESTREAM_MAX_TOKENS", value)));
-        support::Run::of(command.output().unwrap()).json()["usage"]["completion_tokens"].clone()
+        Run::of(command.output().unwrap()).json()["usage"]["completion_tokens"].clone()
     };
     assert_eq!(count(None, &[]), 2);
     assert_eq!(count(Some("3"), &[]), 3);
@@ -114,7 +116,7 @@ fn switches_can_be_variables() {
     let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
     let prompt_tokens = |value: &str| {
         let mut command = sandbox.command(&["generate", "-m", &model, "-p", "hi", "-n", "1", "-o", "json"]);
-        support::Run::of(command.env("FORESTREAM_RAW", value).output().unwrap())
+        Run::of(command.env("FORESTREAM_RAW", value).output().unwrap())
     };
     let with_template = prompt_tokens("off").json()["usage"]["prompt_tokens"].as_u64().unwrap();
     let raw = prompt_tokens("enabled").json()["usage"]["prompt_tokens"].as_u64().unwrap();
@@ -155,6 +157,8 @@ fn models_that_cannot_be_used_are_clear_errors() {
         (sandbox.file("old.gguf", b"GGUF\x01\0\0\0\0\0\0\0"), "version 1"),
         (empty_directory.to_str().unwrap().to_owned(), "config.json"),
         ("no-such-name".to_owned(), "smollm2-135m-instruct"),
+        ("no-such-directory/model.safetensors".to_owned(), "there is no model at"),
+        ("/dev/null".to_owned(), "neither a file nor a directory; give a GGUF file"),
     ];
     for (model, expected) in &cases {
         for command in [&["generate", "-p", "x", "-m", model][..], &["inspect", model]] {
@@ -194,7 +198,7 @@ fn a_repository_in_the_shared_cache_is_used_offline() {
 #[test]
 fn prompts_that_cannot_be_used_are_clear_errors() {
     let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
-    let long = "word ".repeat(200);
+    let (long, too_long) = ("word ".repeat(20), "word ".repeat(600));
     let cases: &[(&[&str], &[u8], &str)] = &[
         (&["-c", "32", "-p", &long], b"", "--ctx-size"),
         (&["-c", "100000", "-p", "hi"], b"", "lower --ctx-size"),
@@ -203,7 +207,7 @@ fn prompts_that_cannot_be_used_are_clear_errors() {
         (&["-f", "absent.txt"], b"", "absent.txt"),
         (&["-p", "x", "--chat-template", "{{ raise_exception('no systems here') }}"], b"", "no systems here"),
         (&["-p", "x", "--chat-template", "{% if"], b"", "template"),
-        (&["-p", "x", "--stop", ""], b"", "stop string"),
+        (&["-p", &too_long], b"", "the model was trained for no more than 512: shorten the prompt"),
         (&["-p", "x", "--logit-bias", "99999=1"], b"", "99999"),
     ];
     for (arguments, input, expected) in cases {
@@ -312,7 +316,7 @@ fn a_conversation_goes_on_with_its_cache() {
 #[test]
 fn a_message_that_is_too_long_does_not_end_the_conversation() {
     let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
-    let input = format!("{}\nhi\n/stats\n", "word ".repeat(100));
+    let input = format!("{}\nhi\n/stats\n", "word ".repeat(40));
     let run = sandbox.run_with_input(&["chat", "-m", &model, "-n", "4", "-c", "64", "--ignore-eos"], input.as_bytes());
     run.assert_success();
     assert!(run.stderr.contains("--ctx-size") && run.stderr.contains("taken back"), "{}", run.stderr);
@@ -320,6 +324,9 @@ fn a_message_that_is_too_long_does_not_end_the_conversation() {
     assert!(run.stderr.contains("--max-tokens is 4"), "{}", run.stderr);
     let full = sandbox.run_with_input(&["chat", "-m", &model, "-c", "64", "--ignore-eos"], b"hi\n");
     assert!(full.assert_success().stderr.contains("the context of 64 tokens is full"), "{}", full.stderr);
+    assert!(full.stderr.contains("--ctx-size allows more"), "{}", full.stderr);
+    let full = sandbox.run_with_input(&["chat", "-m", &model, "--ignore-eos"], b"hi\n");
+    assert!(full.stderr.contains("trained for no more") && !full.stderr.contains("--ctx-size"), "{}", full.stderr);
 }
 
 #[test]
@@ -339,13 +346,19 @@ fn bench_measures_what_it_is_asked_for() {
         let run = sandbox.run(&[&arguments[..], &["-o", format]].concat());
         assert_eq!(run.assert_success().stdout.lines().count(), lines, "{format}");
     }
+    let shortest =
+        sandbox.run(&["bench", "-m", &model, "-p", "1", "-n", "2", "-b", "0", "-d", "0", "-o", "json"]).json();
+    for row in shortest.as_array().unwrap() {
+        assert!(row["ms_per_pass"].as_f64().unwrap() > 0.0, "a prompt of one token is read by a round: {row}");
+    }
     let huge = usize::MAX.to_string();
     let prompts_alone = ["bench", "-m", &model, "-p", "8", "-n", "0", "-b", "0", "-r", "1", "-d", &huge];
     sandbox.run(&prompts_alone).assert_success();
     for (more, expected) in [
         (&["-d", "8", "-p", "600", "-c", "512"][..], "pp600 needs 600"),
         (&["-d", "8", "-n", "60", "-p", "0", "-c", "64"], "tg60 needs 68"),
-        (&["-d", &huge, "-c", "512"], "and there are 512"),
+        (&["-d", "8", "-n", "60", "-p", "0", "-c", "64"], "or raise --ctx-size"),
+        (&["-d", &huge, "-c", "512"], "and there are 512; the model was trained for no more"),
     ] {
         sandbox.run(&[&["bench", "-m", &model, "-b", "1"], more].concat()).assert_error(1, &[expected]);
     }
@@ -393,7 +406,7 @@ fn a_broken_row_is_named_with_file_and_line() {
         let data = sandbox.file("rows.jsonl", content);
         sandbox.run(&["compare", "-m", &model, "--data", &data]).assert_error(1, &[expected]);
     }
-    let data = sandbox.file("rows.jsonl", format!("{{\"prompt\": \"a\"}}\n{{\"prompt\": \"{}\"}}\n", "b ".repeat(300)));
+    let data = sandbox.file("rows.jsonl", format!("{{\"prompt\": \"a\"}}\n{{\"prompt\": \"{}\"}}\n", "b ".repeat(100)));
     sandbox
         .run(&["compare", "-m", &model, "--data", &data, "-c", "64", "-n", "4"])
         .assert_error(1, &["prompt 2", "--ctx-size"]);
@@ -472,4 +485,84 @@ fn an_adapter_gives_streams_and_a_wrong_one_is_refused() {
     generate(&model, &["--adapter", adapter, "--merge-adapter"]).assert_error(1, &["nothing to merge", "joint"]);
     generate(&model, &["--adapter", "/nowhere"]).assert_error(1, &["/nowhere"]);
     generate(&model, &["--spec-type", "streaming"]).assert_error(1, &["needs a trained adapter", "--adapter"]);
+}
+
+#[test]
+fn flags_of_streams_that_change_nothing_are_named() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let data = sandbox.file("data.jsonl", "{\"prompt\": \"one two\"}\n");
+    let generate = ["generate", "-m", &model, "-p", "hi", "-n", "4", "--spec-tree-max-tokens", "4"];
+    let chat = ["chat", "-m", &model, "-n", "4"];
+    let compare = ["compare", "-m", &model, "--data", &data, "-n", "4", "--spec-tree-max-tokens", "4"];
+    let warning = |run: Run| {
+        run.assert_success();
+        run.stderr.lines().find(|line| line.starts_with("warning: ")).map(str::to_owned)
+    };
+    let flags = [
+        ["--spec-tree-topk", "3"],
+        ["--spec-stream-pass", "fused"],
+        ["--spec-prune-threshold", "0.5"],
+        ["--spec-prune-nodes", "2"],
+    ];
+    for flag in flags {
+        let warning = warning(sandbox.run(&[&generate[..], &flag].concat())).unwrap();
+        for part in [flag[0], "`auto`", "changes nothing", "streaming", "--adapter"] {
+            assert!(warning.contains(part), "{part}: {warning}");
+        }
+    }
+    let topk = flags[0];
+    let is_named = |run: Run, part: &str| warning(run).is_some_and(|warning| warning.contains(part));
+    assert!(is_named(sandbox.run(&[&generate[..], &topk, &["--spec-type", "ngram"]].concat()), "`ngram`"));
+    assert!(is_named(sandbox.run_with_input(&[&chat[..], &topk].concat(), b"hi\n"), "--spec-tree-topk"));
+    assert!(is_named(sandbox.run(&[&compare[..], &topk, &["--spec-types", "none,ngram"]].concat()), "`none,ngram`"));
+    assert_eq!(warning(sandbox.run(&[&generate[..], &["--spec-stream-pass", "deferred"]].concat())), None);
+
+    let directory = sandbox.path("adapter");
+    adapter::write_random_adapter(model.as_ref(), &directory);
+    let with_adapter = ["--adapter", directory.to_str().unwrap(), "--spec-tree-topk", "3"];
+    assert_eq!(warning(sandbox.run(&[&generate[..], &with_adapter].concat())), None);
+    assert!(is_named(
+        sandbox.run(&[&generate[..], &with_adapter, &["--spec-type", "ngram"]].concat()),
+        "--spec-tree-topk"
+    ));
+    let arms = sandbox.run(&[&compare[..], &with_adapter, &["--spec-types", "none,ngram+streaming"]].concat());
+    assert_eq!(warning(arms), None);
+}
+
+/// The names of all fields of a report, but for names of categories.
+fn fields(report: &Value, names: &mut Vec<String>) {
+    match report {
+        Value::Object(object) => object.iter().for_each(|(name, value)| {
+            names.push(name.clone());
+            if name != "categories" {
+                fields(value, names);
+            }
+        }),
+        Value::Array(values) => values.iter().for_each(|value| fields(value, names)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_document_defines_every_field_of_every_report() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let data = sandbox.file("data.jsonl", "{\"prompt\": \"one two\", \"source\": \"x\"}\n");
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli.md")).unwrap();
+    let calls: [(&str, &[&str]); 3] = [
+        ("generate", &["-p", "hi", "-n", "3", "--verify-lossless"]),
+        ("bench", &["-p", "4", "-n", "2", "-b", "2", "-d", "4", "-r", "1"]),
+        ("compare", &["--data", &data, "-n", "3", "--spec-types", "ngram"]),
+    ];
+    for (command, arguments) in calls {
+        let report = sandbox.run(&[&[command, "-m", &model, "-o", "json"], arguments].concat()).json();
+        let (_, section) = document.split_once(&format!("\n## {command}\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with('|')).collect();
+        let mut names = Vec::new();
+        fields(&report, &mut names);
+        for name in names {
+            let is_defined = |row: &&str| row.contains(&format!("`{name}`")) || row.contains(&format!(".{name}`"));
+            assert!(rows.iter().any(is_defined) || section.contains(&format!("`{name}.")), "{command}: {name}");
+        }
+    }
 }

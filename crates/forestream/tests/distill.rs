@@ -10,7 +10,9 @@ use std::fs;
 use std::path::Path;
 
 use forestream::distill::{DistillOptions, DistillPrompt, Distillation, DistilledAnswer, seed_of};
-use forestream::{Engine, EngineOptions, GenerateOptions, SamplingSettings};
+use forestream::{Engine, EngineOptions, FinishReason, GenerateOptions, PLAIN, SamplingSettings};
+use forestream_model::Checkpoint;
+use forestream_model::streams::{Adapter, LoraConfig, MainLoraConfig, TrainingMode};
 use support::{Run, Sandbox, tiny_model};
 
 const QUESTIONS: [&str; 7] =
@@ -36,7 +38,7 @@ fn answers_are_those_of_single_sequences_whatever_the_batch() {
     for sampling in samplings() {
         let options = |batch_size| DistillOptions { sampling: sampling.clone(), max_tokens: 150, batch_size };
         let expected: Vec<_> = prompts.iter().enumerate().map(|one| alone(&engine, one, &sampling)).collect();
-        finish_reasons.extend(expected.iter().map(|answer| answer.finish_reason.clone()));
+        finish_reasons.extend(expected.iter().map(|answer| answer.finish_reason));
         for batch_size in [1, 2, 3, 16] {
             for first in [0, 4] {
                 let distillation = Distillation::new(&engine, &prompts, first, options(batch_size));
@@ -44,14 +46,14 @@ fn answers_are_those_of_single_sequences_whatever_the_batch() {
             }
         }
     }
-    assert!(finish_reasons.contains(&"stop".to_owned()) && finish_reasons.contains(&"length".to_owned()));
+    assert!(finish_reasons.contains(&FinishReason::Stop) && finish_reasons.contains(&FinishReason::Length));
 }
 
 fn alone(engine: &Engine, one: (usize, &DistillPrompt), sampling: &SamplingSettings) -> DistilledAnswer {
     let (index, prompt) = one;
     let sampling = SamplingSettings { seed: seed_of(sampling.seed, index), ..sampling.clone() };
     let options =
-        GenerateOptions { strategy: "none".to_owned(), max_tokens: Some(150), ..GenerateOptions::new(sampling) };
+        GenerateOptions { strategy: PLAIN.to_owned(), max_tokens: Some(150), ..GenerateOptions::new(sampling) };
     let mut session = engine.session();
     let mut answer = session.generate(&prompt.tokens, &options).unwrap();
     answer.by_ref().for_each(|piece| drop(piece.unwrap()));
@@ -132,8 +134,7 @@ fn a_file_that_was_made_otherwise_is_refused_and_left_as_it_is() {
     adapter::write_random_adapter(tiny_model("tiny-llama").as_ref(), &adapter);
     let lossless = distill(&sandbox, text.as_bytes(), &["--limit", "2", "--adapter", adapter.to_str().unwrap()]);
     lossless.assert_success();
-    let config = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
-    fs::write(adapter.join("adapter_config.json"), config.replace("\"lossless\"", "\"joint\"")).unwrap();
+    make_joint(&adapter, 4.0);
     let cases: &[(&str, &[&str], &str)] = &[
         (&text, &["-n", "21"], "max_tokens 20, and 21"),
         (&text, &["--temp", "0.5"], "temperature 0.0, and 0.5"),
@@ -153,6 +154,35 @@ fn a_file_that_was_made_otherwise_is_refused_and_left_as_it_is() {
         run.assert_error(1, &["answers.jsonl", expected]);
         assert_eq!(answers(&sandbox), content.as_bytes(), "{flags:?}");
     }
+}
+
+/// Lets the adapter of tiny-llama in `directory` change what the model says, with this scale.
+fn make_joint(directory: &Path, alpha: f32) {
+    let checkpoint = Checkpoint::open(tiny_model("tiny-llama").as_ref()).unwrap();
+    let base = checkpoint.config();
+    let mut adapter = Adapter::open(directory, base, &checkpoint.fingerprint()).unwrap();
+    let lora = LoraConfig { alpha, ..adapter.config.lora.clone().unwrap() };
+    (adapter.config.mode, adapter.config.main_lora) =
+        (TrainingMode::Joint, Some(MainLoraConfig { num_layers: 1, lora }));
+    for spec in adapter.config.tensors(base) {
+        adapter.tensors.entry(spec.name).or_insert_with(|| vec![0.1; spec.shape[0] * spec.shape[1]]);
+    }
+    adapter.save(directory, base).unwrap();
+}
+
+#[test]
+fn answers_of_one_fitted_model_are_not_continued_by_another() {
+    let (sandbox, directory) = (Sandbox::new(), tempfile::tempdir().unwrap());
+    let adapter = directory.path().join("adapter");
+    adapter::write_random_adapter(tiny_model("tiny-llama").as_ref(), &adapter);
+    make_joint(&adapter, 4.0);
+    let flags = ["--limit", "2", "--adapter", adapter.to_str().unwrap()];
+    distill(&sandbox, b"", &flags).assert_success();
+    let whole = answers(&sandbox);
+    distill(&sandbox, &whole, &flags).assert_success();
+    make_joint(&adapter, 2.0);
+    distill(&sandbox, &whole, &flags).assert_error(1, &["answers.jsonl", "adapter \""]);
+    assert_eq!(answers(&sandbox), whole);
 }
 
 #[test]

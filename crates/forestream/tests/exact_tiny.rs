@@ -10,6 +10,7 @@ use forestream::{
 };
 use forestream_decode::strategies::{self, Resources};
 use forestream_decode::{Budget, Round, Sequence, SequenceOptions};
+use forestream_model::streams::TrainingMode;
 
 #[path = "support/adapter.rs"]
 mod adapter;
@@ -125,6 +126,59 @@ fn all_ids(engine: &Engine, with_auto_budget: bool) -> (Vec<Vec<TokenId>>, usize
         }
     }
     (all, num_accepted)
+}
+
+/// The sizes of the paper's own checks; no child is no draft. A joint adapter's own text is the measure of its drafts.
+#[test]
+fn whole_static_trees_of_any_size_give_the_same_ids() {
+    let model = models().into_iter().find(|model| model.ends_with("tiny-llama")).unwrap();
+    let mut num_accepted = 0;
+    let (lossless, joint) = (TrainingMode::Lossless, TrainingMode::Joint);
+    for (num_streams, mode) in [(1, lossless), (3, lossless), (4, lossless), (3, joint)] {
+        let directory = tempfile::tempdir().unwrap();
+        adapter::write_random_streams(&model, num_streams, mode, directory.path());
+        let adapter = AdapterChoice::Directory(directory.path().to_owned());
+        let engine = Engine::open(&model, &EngineOptions { adapter, ..EngineOptions::default() }).unwrap();
+        num_accepted += [0, 1, 3, 5].map(|top_k| check_static_trees(&engine, num_streams, top_k)).iter().sum::<usize>();
+    }
+    assert!(num_accepted > 20, "only {num_accepted} draft tokens were accepted: the test shows little");
+}
+
+/// Compares whole trees of `top_k` children with plain decoding, after one token and after several; accepted draft tokens.
+fn check_static_trees(engine: &Engine, num_streams: usize, top_k: usize) -> usize {
+    const MAX_TOKENS: usize = 16;
+    let num_nodes: usize = (0..=num_streams as u32).map(|depth| usize::pow(top_k, depth)).sum();
+    let tree = TreeShape::Static { top_k };
+    let mut num_accepted = 0;
+    for (sampling, prompt) in samplings().iter().zip([vec![70], vec![70, 71, 72, 70, 71]]) {
+        let run = |strategy: &str, streaming: StreamingOptions| {
+            let drafter = strategies::build(strategy, &Resources::of(engine.model(), streaming)).unwrap();
+            let options =
+                SequenceOptions { sampling: sampling.clone(), max_tokens: MAX_TOKENS, ..SequenceOptions::default() };
+            // Larger than the context, so that the fused pass has rows for all streams.
+            let cache = engine.model().new_cache(prompt.len() + MAX_TOKENS + (1 + num_streams) * num_nodes);
+            let mut sequence = Sequence::new(engine.config(), &prompt, cache, drafter, options).unwrap();
+            let (mut round, mut largest) = (Round::new(Budget::Fixed(num_nodes.max(2))), 1);
+            while sequence.finish_reason().is_none() {
+                round.run(engine.model(), &mut [&mut sequence]).unwrap();
+                if sequence.stats().rounds > 0 {
+                    largest = largest.max(sequence.draft().tree().len());
+                }
+            }
+            (sequence.completion().to_vec(), largest, sequence.stats().accepted)
+        };
+        let (plain, ..) = run("none", StreamingOptions::default());
+        for pass in [StreamPass::Deferred, StreamPass::Fused] {
+            for pruning in [None, Some(Pruning::Threshold(0.02))] {
+                let (ids, largest, accepted) = run("streaming", StreamingOptions { pass, tree, pruning });
+                let case = format!("{num_streams} streams, {top_k} children, {pass:?}, {pruning:?}");
+                assert_eq!(ids, plain, "{case}");
+                assert_eq!(largest, num_nodes, "{case}");
+                num_accepted += accepted;
+            }
+        }
+    }
+    num_accepted
 }
 
 #[test]

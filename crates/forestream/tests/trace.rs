@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use forestream::trace::{Stage, TracedPass};
 use forestream::{
-    AdapterChoice, Engine, EngineOptions, GenerateOptions, Pruning, Report, SamplingSettings, StreamingOptions,
-    TokenId, Trace,
+    AdapterChoice, Engine, EngineOptions, FinishReason, GenerateOptions, Pruning, Report, SamplingSettings,
+    StreamingOptions, TokenId, Trace,
 };
 use serde_json::{Value, json};
 use support::{Sandbox, tiny_model};
@@ -149,7 +149,7 @@ fn guessed_end(engine: &Engine) -> (TokenId, Vec<TracedPass>, String) {
     let sampling = SamplingSettings { logit_bias, ..SamplingSettings::default() };
     let (report, passes, page) =
         traced(engine, &prompt, &GenerateOptions { sampling, min_tokens: 7, ..options("ngram") });
-    assert_eq!((report.token_ids.len(), report.finish_reason.as_str()), (8, "stop"));
+    assert_eq!((report.token_ids.len(), report.finish_reason), (8, FinishReason::Stop));
     (stop, passes, page)
 }
 
@@ -241,4 +241,27 @@ fn the_command_writes_the_page_beside_the_answer() {
     let num_passes = report["speculative"]["rounds"].as_u64().unwrap() + 1;
     assert_eq!(data["passes"].as_array().unwrap().len() as u64, num_passes);
     generate("/nowhere/trace.html").assert_error(1, &["cannot create the trace", "/nowhere/trace.html"]);
+    generate(sandbox.path("").to_str().unwrap()).assert_error(1, &["cannot create the trace"]);
+    generate("/dev/null").assert_success();
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+}
+
+#[test]
+fn an_answer_that_fails_leaves_the_old_page() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let pages = sandbox.path("pages");
+    std::fs::create_dir(&pages).unwrap();
+    let generate = |path: &Path, more: &[&str]| {
+        let path = path.to_str().unwrap();
+        sandbox.run(&[&["generate", "-m", &model, "-p", TEXT, "-n", "4", "--trace", path], more].concat())
+    };
+    let names = || pages.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let old = pages.join("old.html");
+    std::fs::write(&old, "old").unwrap();
+    generate(&old, &["-c", "8"]).assert_error(1, &["the context holds 8"]);
+    generate(&pages.join("new.html"), &["-c", "8"]).assert_error(1, &["the context holds 8"]);
+    assert_eq!((std::fs::read_to_string(&old).unwrap().as_str(), names()), ("old", vec!["old.html".into()]));
+    generate(&old, &[]).assert_success();
+    assert!(std::fs::read_to_string(&old).unwrap().contains("</script>"));
+    assert_eq!(names(), ["old.html"]);
 }

@@ -168,6 +168,35 @@ fn a_run_that_starts_from_an_adapter_takes_its_sizes() {
     on(&["--resume"]).assert_success();
 }
 
+#[test]
+fn a_joint_run_goes_on_with_the_changes_of_its_adapter() {
+    let sandbox = Sandbox::new();
+    let data = sandbox.file("mine.jsonl", rows(20));
+    let [first, second, lossless, refused] = ["first", "second", "lossless", "refused"].map(|name| sandbox.path(name));
+    let from = |adapter: &Path, more: &str| format!("--mode joint {more} --init-from {}", adapter.display());
+    train(&sandbox, &data, &first, "--mode joint --main-lora-layers 1 --main-lora-alpha 8").assert_success();
+    train(&sandbox, &data, &second, &from(&first, "")).assert_success();
+    let main_lora = |directory: &Path| -> Value {
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(directory.join("adapter_config.json")).unwrap()).unwrap();
+        config["main_lora"].clone()
+    };
+    assert_eq!((main_lora(&second), &main_lora(&second)["alpha"]), (main_lora(&first), &Value::from(8.0)));
+    let larger = train(&sandbox, &data, &refused, &from(&first, "--main-lora-layers 2"));
+    larger.assert_error(1, &["in its top 1 layers", "leave out --main-lora-layers"]);
+
+    let run = train(&sandbox, &data, &lossless, "--main-lora-rank 3 --stream-intermediate-size 0");
+    assert!(
+        run.assert_success().stderr.contains("--main-lora-rank changes nothing in lossless mode"),
+        "{}",
+        run.stderr
+    );
+    train(&sandbox, &data, &refused, &from(&lossless, "")).assert_error(1, &["leaves the model as it is", "--adapter"]);
+    let narrow = sandbox.path("narrow");
+    train(&sandbox, &data, &narrow, "").assert_success();
+    train(&sandbox, &data, &refused, &from(&narrow, "")).assert_error(1, &["streams are narrow", "wide"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_the_run_and_resume_goes_on() {
@@ -241,8 +270,14 @@ fn settings_and_places_that_cannot_be_used_are_errors() {
         ("--completion-field a", 2, "required"),
         ("--mode joint --main-lora-layers 3", 1, "main_lora.num_layers must be from 1 to 2"),
         ("--mode joint --objective kl", 1, "use `ce`"),
+        ("--lora-target-modules q_proj,q_proj", 1, "target_modules, each once"),
+        ("--sampler-size 9999999999999999", 1, "sampler_size must be from 1 to 4096"),
+        ("--lora-rank 4611686018427387904", 1, "a rank from 1 to 4096"),
+        ("--early-exit-rank 100000000000", 1, "early_exit_rank must be from 1 to 4096"),
         ("--epochs 2", 2, "cannot be used with"),
         ("--resume --dry-run", 2, "cannot be used with"),
+        ("--merge-adapter", 2, "unexpected argument"),
+        ("--ctx-size 100000", 1, "lower --ctx-size"),
     ];
     for (more, code, expected) in cases {
         train(&sandbox, &data, &output, more).assert_error(code, &[expected]);

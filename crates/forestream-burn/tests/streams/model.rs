@@ -49,7 +49,7 @@ fn fused(model: &dyn Model) -> Vec<f32> {
     let (mut hidden, mut states) = (Hidden::new(), Hidden::new());
     let mut row = Row { tree: &tree, cache: &mut cache, outputs: Outputs::All };
     model.forward(std::slice::from_mut(&mut row), &mut hidden).unwrap();
-    model.streams().unwrap().run_fused(&mut row, (&hidden, 0), &[NodeId(0), NodeId(3)], &mut states).unwrap();
+    model.streams().unwrap().run_fused(&mut row, &hidden, 0, &[NodeId(0), NodeId(3)], &mut states).unwrap();
     states.states(0..states.num_rows()).to_vec()
 }
 

@@ -25,5 +25,5 @@ pub trait Acceptance: Send + Sync {
     ///
     /// # Errors
     /// [`DecodeError::NothingToDraw`] when the target offers no token.
-    fn walk(&self, walk: &mut Walk<'_>) -> Result<(), DecodeError>;
+    fn walk(&mut self, walk: &mut Walk<'_>) -> Result<(), DecodeError>;
 }

@@ -11,11 +11,14 @@ use super::{Acceptance, Walk};
 use crate::DecodeError;
 
 /// Accepts drawn children by the ratio of target and draft probability.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Rejection;
+#[derive(Clone, Debug, Default)]
+pub struct Rejection {
+    /// Of the node that is decided; only its allocations outlive that.
+    residual: Residual,
+}
 
 /// What is left of target and draft law after some rejections. Both add up to 1, until nothing is left.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Residual {
     target_probs: Vec<(TokenId, f64)>,
     draft_probs: Vec<(TokenId, f64)>,
@@ -25,6 +28,14 @@ impl Residual {
     /// Starts from the two laws.
     pub fn new(target_probs: Vec<(TokenId, f64)>, draft_probs: Vec<(TokenId, f64)>) -> Self {
         Self { target_probs, draft_probs }
+    }
+
+    /// Starts again from two other laws, keeping allocations.
+    fn restart(&mut self, target_probs: impl Iterator<Item = (TokenId, f64)>, draft_probs: &[(TokenId, f64)]) {
+        self.target_probs.clear();
+        self.target_probs.extend(target_probs);
+        self.draft_probs.clear();
+        self.draft_probs.extend_from_slice(draft_probs);
     }
 
     /// The probability with which a drawn `token` is to be accepted.
@@ -76,41 +87,44 @@ fn normalize(law: &mut [(TokenId, f64)]) {
     }
 }
 
+impl Rejection {
+    /// The next token, and the child that carries it.
+    fn decide(&mut self, walk: &mut Walk<'_>) -> Result<(TokenId, Option<NodeId>), DecodeError> {
+        let draft = walk.draft;
+        let node = walk.node();
+        let Some(draft_probs) = draft.draft_probs(node) else {
+            let token = walk.draw()?;
+            return Ok((token, draft.tree().child_with(node, token)));
+        };
+        let (random, position) = (walk.random(), walk.position());
+        let distribution = walk.distribution()?;
+        let total = distribution.total;
+        let target_probs = distribution.candidates().iter().map(|c| (c.token, f64::from(c.weight) / total));
+        let residual = &mut self.residual;
+        residual.restart(target_probs, draft_probs);
+        let mut num_draws = 0;
+        for child in draft.tree().children(node) {
+            let token = draft.tree().token(child);
+            if random.uniform(position, num_draws) < residual.acceptance_probability(token) {
+                return Ok((token, Some(child)));
+            }
+            residual.reject(token);
+            num_draws += 1;
+        }
+        let token = residual.draw(random.uniform(position, num_draws));
+        Ok((token, None))
+    }
+}
+
 impl Acceptance for Rejection {
-    fn walk(&self, walk: &mut Walk<'_>) -> Result<(), DecodeError> {
+    fn walk(&mut self, walk: &mut Walk<'_>) -> Result<(), DecodeError> {
         loop {
-            let (token, child) = decide(walk)?;
+            let (token, child) = self.decide(walk)?;
             if walk.emit(token, child).is_break() {
                 return Ok(());
             }
         }
     }
-}
-
-/// The next token, and the child that carries it.
-fn decide(walk: &mut Walk<'_>) -> Result<(TokenId, Option<NodeId>), DecodeError> {
-    let draft = walk.draft;
-    let node = walk.node();
-    let Some(draft_probs) = draft.draft_probs(node) else {
-        let token = walk.draw()?;
-        return Ok((token, draft.tree().child_with(node, token)));
-    };
-    let (random, position) = (walk.random(), walk.position());
-    let distribution = walk.distribution()?;
-    let total = distribution.total;
-    let target_probs = distribution.candidates().iter().map(|c| (c.token, f64::from(c.weight) / total)).collect();
-    let mut residual = Residual::new(target_probs, draft_probs.to_vec());
-    let mut num_draws = 0;
-    for child in draft.tree().children(node) {
-        let token = draft.tree().token(child);
-        if random.uniform(position, num_draws) < residual.acceptance_probability(token) {
-            return Ok((token, Some(child)));
-        }
-        residual.reject(token);
-        num_draws += 1;
-    }
-    let token = residual.draw(random.uniform(position, num_draws));
-    Ok((token, None))
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ impl Typical {
 }
 
 impl Acceptance for Typical {
-    fn walk(&self, walk: &mut Walk<'_>) -> Result<(), DecodeError> {
+    fn walk(&mut self, walk: &mut Walk<'_>) -> Result<(), DecodeError> {
         loop {
             let (token, child) = self.decide(walk)?;
             if walk.emit(token, child).is_break() {

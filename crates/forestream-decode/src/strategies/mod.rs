@@ -8,7 +8,7 @@ mod streaming;
 mod suffix_automaton;
 
 pub use ngram::Ngram;
-pub use none::Plain;
+pub use none::{PLAIN, Plain};
 pub use streaming::{StreamPass, Streaming, StreamingOptions, TreeShape};
 
 use forestream_model::Model;
@@ -140,6 +140,18 @@ mod tests {
         assert_eq!(error.to_string(), "unknown strategy `nonsense`; known are none, ngram, streaming");
         let error = build("streaming", &Resources::default()).err().unwrap();
         assert!(error.to_string().contains("--adapter"), "{error}");
+    }
+
+    #[test]
+    fn only_plain_decoding_drafts_nothing() {
+        let resources = Resources { streams: Some(&STREAMS), ..Resources::default() };
+        for strategy in STRATEGIES {
+            assert_eq!(build(strategy.name, &resources).unwrap().drafts(), strategy.name != PLAIN, "{}", strategy.name);
+        }
+        let repeated = [PLAIN, PLAIN].join(",");
+        assert!(!build(&repeated, &resources).unwrap().drafts());
+        let beside_another = [PLAIN, "ngram"].join("+");
+        assert!(build(&beside_another, &resources).unwrap().drafts());
     }
 
     #[test]

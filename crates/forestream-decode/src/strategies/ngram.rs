@@ -13,6 +13,7 @@ use forestream_model::{NodeId, TokenId};
 use super::suffix_automaton::{EMPTY, StateId, SuffixAutomaton};
 use super::{Requires, Strategy};
 use crate::draft::DraftRequest;
+use crate::sequence::LONGEST_RESERVED;
 use crate::{DecodeError, Draft, Drafter};
 
 pub(super) static STRATEGY: Strategy = Strategy {
@@ -28,8 +29,6 @@ const MAX_SUFFIXES: usize = 4;
 const MAX_CONTINUATIONS: usize = 32;
 /// Less probable nodes are not worth their place in the queue.
 const MIN_SCORE: f32 = 0.01;
-/// Memory is taken at once for contexts up to this length; longer texts take more as they grow.
-const LONGEST_RESERVED: usize = 1 << 17;
 /// Room in the queue: scores of one depth add up to 1 at most, so 100 candidates of it reach [`MIN_SCORE`].
 const QUEUE_CAPACITY: usize = 2048;
 

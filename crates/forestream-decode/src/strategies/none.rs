@@ -4,8 +4,11 @@ use super::{Requires, Strategy};
 use crate::draft::DraftRequest;
 use crate::{DecodeError, Draft, Drafter};
 
+/// The name of plain decoding, which all else is compared with.
+pub const PLAIN: &str = "none";
+
 pub(super) static STRATEGY: Strategy = Strategy {
-    name: "none",
+    name: PLAIN,
     summary: "plain decoding, one token per pass",
     requires: Requires::Nothing,
     build: |_| Ok(Box::new(Plain)),
@@ -18,5 +21,9 @@ pub struct Plain;
 impl Drafter for Plain {
     fn draft(&mut self, _request: &mut DraftRequest<'_>, _draft: &mut Draft) -> Result<(), DecodeError> {
         Ok(())
+    }
+
+    fn drafts(&self) -> bool {
+        false
     }
 }

@@ -11,6 +11,8 @@
 //! fall along every path, so a node that the budget drops among those of its depth and above has no descendant that it keeps.
 //! Source: Speculative Streaming (arXiv 2402.11131); best-first trees: `DDTree` (arXiv 2604.12989); `docs/speculative-streaming.md`.
 
+use std::ops::RangeInclusive;
+
 use forestream_model::streams::{Anchor, Calibration, Streams};
 use forestream_model::{Hidden, NodeId, Outputs, Pruning, Row, TokenId, TokenTree};
 
@@ -82,7 +84,8 @@ const MAX_CHILDREN: usize = 8;
 const MAX_PARENTS: usize = 6;
 /// Less probable nodes are not worth looking at.
 const MIN_SCORE: f32 = 0.02;
-/// Logits this far below the best one add nothing to a probability that matters (e^-14 is below one in a million).
+/// Logits this far below the best one add nothing to a probability that matters (e^-14 is below one in a million). Their
+/// columns are proposed only where a static tree has to be filled.
 const NEGLIGIBLE: f32 = 14.0;
 
 /// Drafts from the streams of the last accepted node.
@@ -135,7 +138,7 @@ struct Child {
     order: usize,
 }
 
-/// A column of the logits that is not negligible.
+/// A column of the logits that may be proposed.
 #[derive(Clone, Copy, Debug)]
 struct Proposal {
     column: u32,
@@ -187,7 +190,7 @@ impl Streaming {
         };
         let limits = Limits { min_score, ..limits };
         for (stream_index, own) in logits.chunks_exact(streams.draft_vocabulary().len()).enumerate() {
-            self.find_children(streams, (stream_index, own), limits);
+            self.find_children(streams, stream_index, own, limits);
             self.add_children(limits.max_nodes, draft);
             if self.parents.is_empty() {
                 break;
@@ -195,11 +198,11 @@ impl Streaming {
         }
     }
 
-    /// Finds what all parents of one depth propose.
-    fn find_children(&mut self, streams: &dyn Streams, (stream_index, own): (usize, &[f32]), limits: Limits) {
-        let max_children = match self.options.tree {
-            TreeShape::BestFirst => MAX_CHILDREN,
-            TreeShape::Static { top_k } => top_k,
+    /// Finds what all parents of one depth propose; `own` are the logits of its stream.
+    fn find_children(&mut self, streams: &dyn Streams, stream_index: usize, own: &[f32], limits: Limits) {
+        let num_children = match self.options.tree {
+            TreeShape::BestFirst => 0..=MAX_CHILDREN,
+            TreeShape::Static { top_k } => top_k..=top_k,
         };
         let vocabulary = streams.draft_vocabulary();
         let calibration = streams.adapter().calibration.get(stream_index).copied().unwrap_or_default();
@@ -212,7 +215,7 @@ impl Streaming {
                 0 => &[],
                 _ => &self.parent_logits[index * vocabulary.len()..][..vocabulary.len()],
             };
-            let log_sum = find_proposals([own, added], max_children, &mut self.sums, &mut self.proposals);
+            let log_sum = find_proposals([own, added], &num_children, &mut self.sums, &mut self.proposals);
             for proposal in &self.proposals {
                 let score = parent.score * probability(*proposal, log_sum, calibration);
                 if score < limits.min_score {
@@ -315,13 +318,13 @@ impl Drafter for Streaming {
         let tree = pass.draft.tree();
         self.fused.extend(tree.node_ids().filter(|&node| pass.hidden.row_of(pass.sequence_index, node).is_some()));
         let room = pass.cache.capacity() - pass.cache.len() - tree.len();
+        // Registered drafters have no token conditioning here, `build` sees to that; those of `Streaming::new` may.
         if config.token_conditioning || room < self.fused.len() * config.num_streams {
             self.fused.clear(); // the deferred pass will do
             return Ok(());
         }
         let mut row = Row { tree, cache: pass.cache, outputs: Outputs::All };
-        let done = (pass.hidden, pass.sequence_index);
-        Ok(streams.run_fused(&mut row, done, &self.fused, &mut self.states)?)
+        Ok(streams.run_fused(&mut row, pass.hidden, pass.sequence_index, &self.fused, &mut self.states)?)
     }
 
     fn observe(&mut self, round: VerifiedRound<'_>) -> Result<(), DecodeError> {
@@ -338,10 +341,12 @@ impl Drafter for Streaming {
     }
 }
 
-/// Sums the logits and finds the best `max_children` columns, best first; returns the logarithm of the sum of exponentials.
+/// Sums the logits and finds the best columns, best first; returns the logarithm of the sum of exponentials.
+///
+/// Finds `num_children` columns: at most its end; negligible ones only up to its start.
 fn find_proposals(
     [own, added]: [&[f32]; 2],
-    max_children: usize,
+    num_children: &RangeInclusive<usize>,
     sums: &mut Vec<f32>,
     proposals: &mut Vec<Proposal>,
 ) -> f32 {
@@ -361,6 +366,12 @@ fn find_proposals(
         }
     }
     let by_logit = |a: &Proposal, b: &Proposal| b.logit.total_cmp(&a.logit).then(a.column.cmp(&b.column));
+    if proposals.len() < *num_children.start() {
+        let columns = (0..).zip(sums.iter()).map(|(column, &logit)| Proposal { column, logit });
+        proposals.clear();
+        proposals.extend(columns.filter(|proposal| proposal.logit <= largest)); // not-a-number is none
+    }
+    let max_children = *num_children.end();
     if proposals.len() > max_children {
         proposals.select_nth_unstable_by(max_children, by_logit);
         proposals.truncate(max_children);

@@ -79,7 +79,7 @@ fn reference(format: Format, bytes: &[u8], shape: [usize; 2], input: &Activation
 
 #[test]
 fn every_format_matches_dequantized_arithmetic_on_every_instruction_set() {
-    let pool = ThreadPool::new(2);
+    let pool = ThreadPool::new(2).unwrap();
     for format in Format::ALL {
         for [rows, cols] in [[1, 256], [16, 512], [37, 768]] {
             let bytes = weights(format, rows, cols, 7);
@@ -107,7 +107,7 @@ fn every_format_matches_dequantized_arithmetic_on_every_instruction_set() {
 #[test]
 fn extreme_quants_do_not_saturate() {
     // All bits set or clear: the largest and smallest quant of every format, against the largest activations.
-    let pool = ThreadPool::new(1);
+    let pool = ThreadPool::new(1).unwrap();
     for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
         for fill in [0x00, 0xFF, 0x7F, 0x80] {
             let mut bytes = weights(format, 16, 256, 3);
@@ -134,7 +134,7 @@ fn extreme_quants_do_not_saturate() {
 #[test]
 fn a_row_does_not_depend_on_its_neighbours_the_threads_or_the_other_parts() {
     let cols = 256;
-    let pools = [ThreadPool::new(1), ThreadPool::new(3)];
+    let pools = [ThreadPool::new(1).unwrap(), ThreadPool::new(3).unwrap()];
     let matrix = |format, rows, seed| {
         PackedMatrix::pack(
             &pools[0],
@@ -165,7 +165,7 @@ fn a_row_does_not_depend_on_its_neighbours_the_threads_or_the_other_parts() {
 
 #[test]
 fn packed_sizes_are_known_before_packing() {
-    let pool = ThreadPool::new(1);
+    let pool = ThreadPool::new(1).unwrap();
     for format in [Format::F32, Format::Q4_1, Format::Q8_0, Format::Q2_K, Format::Q3_K, Format::Q6_K] {
         let (rows, cols) = (37, 512);
         let bytes = weights(format, rows, cols, 5);
@@ -178,7 +178,7 @@ fn packed_sizes_are_known_before_packing() {
 
 #[test]
 fn a_product_on_one_thread_is_added_to_what_is_there() {
-    let pool = ThreadPool::new(2);
+    let pool = ThreadPool::new(2).unwrap();
     for (format, rows) in [(Format::F32, 37), (Format::F16, 16)] {
         let bytes = weights(format, rows, 8, 5);
         let matrix =

@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_wrong_length_is_refused() {
-        let pool = ThreadPool::new(1);
+        let pool = ThreadPool::new(1).unwrap();
         let pack = |shape, len| {
             PackedMatrix::pack(&pool, &WeightMemory::new(), Format::Q4_0, shape, &vec![0; len], RowOrder::Same)
         };

@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn rows_come_back_with_the_bits_of_the_file() {
-        let pool = ThreadPool::new(1);
+        let pool = ThreadPool::new(1).unwrap();
         for format in Format::ALL {
             let (rows, cols) = (21, 512);
             let row_bytes = format.row_bytes(cols).unwrap();

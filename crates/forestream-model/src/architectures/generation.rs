@@ -11,6 +11,13 @@ const END_TOKENS: [&str; 5] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|e
 /// The value of `tokenizer.ggml.token_type` for control tokens.
 const CONTROL_TOKEN: i64 = 3;
 
+/// The range of a sampling setting, in the engine's precision, and its name for people.
+type Range = (fn(f32) -> bool, &'static str);
+const TEMPERATURE: Range = (|x| x >= 0.0 && x.is_finite(), "0 or more");
+const TOP_P: Range = (|x| x > 0.0 && x <= 1.0, "above 0 and at most 1");
+const MIN_P: Range = (|x| (0.0..=1.0).contains(&x), "from 0 to 1");
+const REPETITION_PENALTY: Range = (|x| x > 0.0 && x.is_finite(), "above 0");
+
 /// Special tokens and suggested sampling settings; what a checkpoint does not say is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationDefaults {
@@ -32,6 +39,7 @@ pub struct GenerationDefaults {
 
 pub(super) fn of_gguf(metadata: &GgufMetadata) -> Result<GenerationDefaults, ModelError> {
     let token = |key: &str| token_id(metadata.path(), key, metadata.integer(key)?);
+    let number = |key: &str, range: Range| in_range(metadata.path(), key, metadata.number(key)?, range);
     let mut eos_token_ids: Vec<TokenId> = Vec::new();
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
         eos_token_ids.extend(token(key)?);
@@ -42,11 +50,11 @@ pub(super) fn of_gguf(metadata: &GgufMetadata) -> Result<GenerationDefaults, Mod
     Ok(GenerationDefaults {
         bos_token_id: token("tokenizer.ggml.bos_token_id")?,
         eos_token_ids,
-        temperature: metadata.number("general.sampling.temp")?,
+        temperature: number("general.sampling.temp", TEMPERATURE)?,
         top_k: metadata.integer("general.sampling.top_k")?,
-        top_p: metadata.number("general.sampling.top_p")?,
-        min_p: metadata.number("general.sampling.min_p")?,
-        repetition_penalty: metadata.number("general.sampling.penalty_repeat")?,
+        top_p: number("general.sampling.top_p", TOP_P)?,
+        min_p: number("general.sampling.min_p", MIN_P)?,
+        repetition_penalty: number("general.sampling.penalty_repeat", REPETITION_PENALTY)?,
     })
 }
 
@@ -68,15 +76,16 @@ pub(super) fn of_hugging_face(
 ) -> Result<GenerationDefaults, ModelError> {
     let mut defaults = GenerationDefaults::default();
     for json in [Some(config), generation].into_iter().flatten() {
+        let number = |key: &str, range: Range| in_range(json.path(), key, json.number(key)?, range);
         let first = |ids: Vec<TokenId>| ids.first().copied();
         defaults.bos_token_id = token_ids(json, "bos_token_id")?.and_then(first).or(defaults.bos_token_id);
         defaults.eos_token_ids = token_ids(json, "eos_token_id")?.unwrap_or(defaults.eos_token_ids);
         let greedy = (json.flag("do_sample")? == Some(false)).then_some(0.0);
-        defaults.temperature = greedy.or(json.number("temperature")?).or(defaults.temperature);
+        defaults.temperature = greedy.or(number("temperature", TEMPERATURE)?).or(defaults.temperature);
         defaults.top_k = json.integer("top_k")?.or(defaults.top_k);
-        defaults.top_p = json.number("top_p")?.or(defaults.top_p);
-        defaults.min_p = json.number("min_p")?.or(defaults.min_p);
-        defaults.repetition_penalty = json.number("repetition_penalty")?.or(defaults.repetition_penalty);
+        defaults.top_p = number("top_p", TOP_P)?.or(defaults.top_p);
+        defaults.min_p = number("min_p", MIN_P)?.or(defaults.min_p);
+        defaults.repetition_penalty = number("repetition_penalty", REPETITION_PENALTY)?.or(defaults.repetition_penalty);
     }
     Ok(defaults)
 }
@@ -96,4 +105,15 @@ fn token_id(path: &Path, key: &str, number: Option<u64>) -> Result<Option<TokenI
     let Some(number) = number else { return Ok(None) };
     let id = TokenId::try_from(number);
     id.map(Some).map_err(|_| ModelError::malformed(path, format!("`{key}` is {number}, which is no token id")))
+}
+
+/// Refuses a suggestion that no answer could be drawn with, while the file that makes it is known.
+fn in_range(path: &Path, key: &str, number: Option<f64>, range: Range) -> Result<Option<f64>, ModelError> {
+    let (is_inside, expected) = range;
+    match number {
+        Some(outside) if !is_inside(outside as f32) => {
+            Err(ModelError::malformed(path, format!("`{key}` is {outside}; expected {expected}")))
+        }
+        number => Ok(number),
+    }
 }

@@ -16,10 +16,10 @@ impl CpuModel {
     /// Packs the weights of `checkpoint`; the files are not needed afterwards.
     ///
     /// # Errors
-    /// A weight that is missing or has the wrong shape.
+    /// A weight that is missing or has the wrong shape; more threads than the system starts.
     pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self, ModelError> {
         let config = checkpoint.config().clone();
-        let pool = ThreadPool::new(options.num_threads.max(1));
+        let pool = ThreadPool::new(options.num_threads.max(1)).map_err(|reason| ModelError::Threads { reason })?;
         let loader = Loader::new(checkpoint, &pool);
         // The largest matrices come first: while one is packed, its pages of the file are in memory too.
         let lm_head = (!config.tie_word_embeddings).then(|| loader.vocabulary_matrix("lm_head.weight")).transpose()?;

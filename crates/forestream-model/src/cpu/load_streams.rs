@@ -15,7 +15,7 @@ use super::load::Loader;
 use super::low_rank::{LayerChanges, LowRank, Scaled};
 use super::streams::{CpuStreams, Sampler};
 use super::value_rotation::ValueRotation;
-use crate::streams::{Adapter, LoraConfig, Projection};
+use crate::streams::{Adapter, LoraConfig, MAIN_LAYERS, Projection, STREAM_LAYERS};
 use crate::{Checkpoint, ModelError, TokenId};
 
 /// How changed weights are stored: about as small as the base's, since a stream pass reads them all.
@@ -144,13 +144,13 @@ impl Merger<'_> {
         let pool = self.loader.pool;
         self.loader.layer(index, &|projection| {
             let path = format!("{index}.{}", projection.path());
-            let Some(change) = self.change(("main.layers", lora), &path, projection) else {
+            let Some(change) = self.change(MAIN_LAYERS, lora, &path, projection) else {
                 return self.loader.projection(index, projection);
             };
             let matrix = matrix_of(base, projection);
             let mut weight = Dense::of(matrix, pool);
             weight.add(&change, pool);
-            self.pack(&format!("main.layers.{path}"), weight.shape, &weight.values, task_format(matrix.format()))
+            self.pack(&format!("{MAIN_LAYERS}.{path}"), weight.shape, &weight.values, task_format(matrix.format()))
         })
     }
 
@@ -163,14 +163,13 @@ impl Merger<'_> {
     ) -> Result<Option<LowRank>, ModelError> {
         let (mut all_a, mut all_b, mut first_output, mut factors) = (Vec::new(), Vec::new(), 0, (0, Format::F32));
         for (projection, matrix) in projections {
-            if lora.target_modules.contains(&projection) {
-                let path = format!("main.layers.{index}.{}", projection.path());
-                let tensor = |which: &str| &self.adapter.tensors[&format!("{path}.{which}.weight")];
-                let scale = lora.alpha / lora.rank as f32;
-                let b: Vec<f32> = tensor("lora_B").iter().map(|x| scale * x).collect();
+            let path = format!("{index}.{}", projection.path());
+            if let Some(Change { a, b, rank, scale }) = self.change(MAIN_LAYERS, lora, &path, projection) {
                 factors = (matrix.cols(), factor_format(matrix.format()));
-                all_a.extend_from_slice(tensor("lora_A"));
-                all_b.push(Scaled { b: self.pack(&path, [matrix.rows(), lora.rank], &b, factors.1)?, first_output });
+                all_a.extend_from_slice(a);
+                let (name, shape) = (format!("{MAIN_LAYERS}.{path}"), [matrix.rows(), rank]);
+                let b: Vec<f32> = b.iter().map(|x| scale * x).collect();
+                all_b.push(Scaled { b: self.pack(&name, shape, &b, factors.1)?, first_output });
             }
             first_output += matrix.rows();
         }
@@ -178,7 +177,7 @@ impl Merger<'_> {
         if all_b.is_empty() {
             return Ok(None);
         }
-        let a = self.pack(&format!("main.layers.{index}"), [all_a.len() / cols, cols], &all_a, format)?;
+        let a = self.pack(&format!("{MAIN_LAYERS}.{index}"), [all_a.len() / cols, cols], &all_a, format)?;
         Ok(Some(LowRank::new(a, all_b)))
     }
 
@@ -196,34 +195,33 @@ impl Merger<'_> {
     ) -> Result<PackedMatrix, ModelError> {
         let (config, decoder) = (&self.adapter.config, self.loader.checkpoint.config());
         let main = config.main_lora.as_ref().filter(|main| index >= decoder.num_hidden_layers - main.num_layers);
-        let main = main.map(|main| ("main.layers", &main.lora));
-        let own = config.lora.as_ref().map(|lora| ("layers", lora));
         let path = format!("{index}.{}", projection.path());
-        let changes = [main, own].map(|change| self.change(change?, &path, projection));
+        let main = main.and_then(|main| self.change(MAIN_LAYERS, &main.lora, &path, projection));
+        let own = config.lora.as_ref().and_then(|lora| self.change(STREAM_LAYERS, lora, &path, projection));
         let features = self.adapter.inner_features.get(index - config.first_msa_layer(decoder));
         let kept = features.and_then(|features| Kept::of(projection, features));
-        if changes.iter().all(Option::is_none) && kept.is_none() {
+        if main.is_none() && own.is_none() && kept.is_none() {
             return self.loader.projection(index, projection);
         }
-        let ([main, own], pool) = (&changes, self.loader.pool);
+        let pool = self.loader.pool;
         let mut weight = Dense::of(base, pool);
         if let Some(main) = main {
-            weight.add(main, pool);
+            weight.add(&main, pool);
         }
         if let Some(kept) = kept {
             weight = weight.keep(kept);
         }
         if let Some(own) = own {
-            weight.add(own, pool);
+            weight.add(&own, pool);
         }
-        self.pack(&format!("layers.{path}"), weight.shape, &weight.values, merged_format(base.format()))
+        self.pack(&format!("{STREAM_LAYERS}.{path}"), weight.shape, &weight.values, merged_format(base.format()))
     }
 
     /// What a set of changes changes of a projection, if anything.
-    fn change(&self, (prefix, lora): (&str, &LoraConfig), path: &str, projection: Projection) -> Option<Change<'_>> {
+    fn change(&self, prefix: &str, lora: &LoraConfig, path: &str, projection: Projection) -> Option<Change<'_>> {
         lora.target_modules.contains(&projection).then(|| {
             let factor = |which: &str| &self.adapter.tensors[&format!("{prefix}.{path}.lora_{which}.weight")];
-            Change { a: factor("A"), b: factor("B"), rank: lora.rank, scale: lora.alpha / lora.rank as f32 }
+            Change { a: factor("A"), b: factor("B"), rank: lora.rank, scale: lora.scaling() }
         })
     }
 
@@ -295,7 +293,10 @@ impl Merger<'_> {
             }
         });
         if let Some(error) = failure.into_inner() {
-            let problem = format!("the adapter's change of `{name}` cannot be stored: {error}");
+            let problem = format!(
+                "the adapter's change of `{name}` is too great to be stored ({error}); train the adapter again with a lower \
+                 --lr, or leave it out with --spec-type none"
+            );
             return Err(ModelError::unsupported(self.loader.checkpoint.path(), problem));
         }
         self.loader.pack(name, format, [rows, cols], &bytes, RowOrder::Same)

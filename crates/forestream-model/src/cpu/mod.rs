@@ -62,40 +62,10 @@ pub struct CpuModel {
 }
 
 impl CpuModel {
-    /// Bytes of all packed weights: what stays in memory besides caches.
+    /// Bytes of the model's own packed weights, without those of streams.
     pub fn weight_bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(Layer::num_bytes).sum();
         layers + self.embed_tokens.num_bytes() + self.lm_head.as_ref().map_or(0, PackedMatrix::num_bytes)
-    }
-
-    /// Bytes that decoding one token reads: all weights but an embedding table of its own.
-    pub fn bytes_per_token(&self) -> usize {
-        let table = if self.lm_head.is_some() { self.embed_tokens.num_bytes() } else { 0 };
-        self.weight_bytes() - table
-    }
-
-    /// Bytes of the streams' own weights; 0 without an adapter.
-    pub fn stream_bytes(&self) -> usize {
-        self.streams.as_ref().map_or(0, CpuStreams::num_bytes)
-    }
-
-    /// Number of threads of a pass.
-    pub fn num_threads(&self) -> usize {
-        self.pool.num_threads()
-    }
-
-    /// The instruction set in use.
-    pub fn isa(&self) -> Isa {
-        self.isa
-    }
-
-    /// The sizes of this model's caches.
-    pub fn cache_shape(&self) -> CacheShape {
-        CacheShape {
-            num_layers: self.config.num_hidden_layers,
-            num_kv_heads: self.config.num_key_value_heads,
-            head_dim: self.config.head_dim,
-        }
     }
 
     /// Keeps the states of output rows before layer `layer_index`, for streams that begin there.
@@ -118,7 +88,7 @@ impl Model for CpuModel {
     }
 
     fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(self.cache_shape(), capacity)
+        KvCache::new(CacheShape::of(&self.config), capacity)
     }
 
     fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {

@@ -49,16 +49,6 @@ pub(super) struct Sampler {
     pub(super) head_up_proj: [PackedMatrix; 1],
 }
 
-impl CpuStreams {
-    /// Bytes of the packed weights.
-    pub(super) fn num_bytes(&self) -> usize {
-        let layers: usize = self.layers.iter().map(Layer::num_bytes).sum();
-        let sampler = self.sampler.iter().flat_map(|sampler| sampler.down_proj.iter().chain(&sampler.head_up_proj));
-        let matrices = sampler.chain(self.token_conditioning.iter().flatten()).chain(&self.draft_head);
-        layers + matrices.map(PackedMatrix::num_bytes).sum::<usize>()
-    }
-}
-
 /// Buffers of a stream pass.
 #[derive(Debug, Default)]
 pub(super) struct StreamScratch {
@@ -116,7 +106,8 @@ impl Streams for CpuModel {
     fn run_fused(
         &self,
         row: &mut Row<'_>,
-        (hidden, sequence_index): (&Hidden, usize),
+        hidden: &Hidden,
+        sequence_index: usize,
         nodes: &[NodeId],
         states: &mut Hidden,
     ) -> Result<(), ModelError> {

@@ -2,14 +2,15 @@
 //!
 //! Rows of `q_proj` and `k_proj` changes are in the order that rotates halves (Hugging Face), whatever the base file does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use half::f16;
+use sha2::{Digest, Sha256};
 
-use super::config::AdapterConfig;
-use crate::weights::MappedFile;
+use super::config::{AdapterConfig, MAIN_LAYERS, MainLoraConfig};
+use crate::weights::{MappedFile, hexadecimal};
 use crate::{DecoderConfig, ModelError, TokenId};
 
 const CONFIG: &str = "adapter_config.json";
@@ -108,10 +109,28 @@ impl Adapter {
             }
             tensors.insert(spec.name.clone(), to_f32(path, &spec.name, &view)?);
         }
+        let beside = [
+            (DRAFT_VOCABULARY, config.streams.draft_vocab_size.is_some()),
+            (INNER_FEATURES, config.streams.intermediate_size.is_some()),
+        ];
+        let is_known = |name: &str| tensors.contains_key(name) || beside.contains(&(name, true));
+        if let Some(name) = weights.names().into_iter().find(|name| !is_known(name)) {
+            let problem = format!(
+                "the tensor `{name}` does not belong to the configuration beside it; take both files of one adapter"
+            );
+            return Err(ModelError::malformed(path, problem));
+        }
         let draft_vocabulary = match config.streams.draft_vocab_size {
-            Some(size) => read_indices(path, &weights, (DRAFT_VOCABULARY, &[size]), ("token", base.vocab_size))?,
+            Some(size) => read_indices(path, &weights, DRAFT_VOCABULARY, &[size], "token", base.vocab_size)?,
             None => Vec::new(),
         };
+        let mut seen = BTreeSet::new();
+        if let Some(token) = draft_vocabulary.iter().find(|token| !seen.insert(**token)) {
+            return Err(ModelError::malformed(
+                path,
+                format!("the tensor `{DRAFT_VOCABULARY}` names token {token} twice"),
+            ));
+        }
         let inner_features = match config.streams.intermediate_size {
             Some(size) => read_inner_features(path, &weights, [config.streams.num_msa_layers, size], base)?,
             None => Vec::new(),
@@ -122,17 +141,36 @@ impl Adapter {
     /// Writes configuration and weights (in half precision) into `directory`, each under its name only when complete.
     ///
     /// # Errors
-    /// When the directory or a file cannot be written.
+    /// When the directory or a file cannot be written, and values that half precision cannot hold, as diverged ones.
     ///
     /// # Panics
     /// If a tensor of the configuration is missing or has another length.
     pub fn save(&self, directory: &Path, base: &DecoderConfig) -> Result<(), ModelError> {
         std::fs::create_dir_all(directory).map_err(|source| write_error(directory, source))?;
+        let is_too_great = |values: &[f32]| values.iter().any(|&value| !f16::from_f32(value).is_finite());
+        if let Some((name, _)) = self.tensors.iter().find(|(_, values)| is_too_great(values)) {
+            let problem = format!("half precision cannot hold the values of `{name}`; train again with a lower --lr");
+            return Err(ModelError::unsupported(&directory.join(WEIGHTS), problem));
+        }
         let bytes = self.to_safetensors(base);
         write_whole(&directory.join(WEIGHTS), &bytes)?;
         let mut json = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
         json.push(b'\n');
         write_whole(&directory.join(CONFIG), &json)
+    }
+
+    /// What tells the models apart that adapters make of one base: the SHA-256, in hexadecimal, of the changes of main rows.
+    /// `None` where there are none, so that the model is the base.
+    pub fn task_digest(&self) -> Option<String> {
+        let MainLoraConfig { num_layers, lora } = self.config.main_lora.as_ref()?;
+        let mut digest = Sha256::new();
+        digest.update(format!("{num_layers} {} {} {:?}\n", lora.rank, lora.alpha, lora.target_modules));
+        let values =
+            self.tensors.iter().filter(|(name, _)| name.starts_with(MAIN_LAYERS)).flat_map(|(_, values)| values);
+        for &value in values {
+            digest.update(f16::from_f32(value).to_le_bytes()); // as it is stored
+        }
+        Some(hexadecimal(&digest.finalize()))
     }
 
     fn to_safetensors(&self, base: &DecoderConfig) -> Vec<u8> {
@@ -162,12 +200,14 @@ impl Adapter {
     }
 }
 
-/// Reads a tensor of indices of `what`, of which the base model has `count`.
+/// Reads the tensor `name` of indices of `what`, of which the base model has `count`.
 fn read_indices(
     path: &Path,
     weights: &SafeTensors<'_>,
-    (name, shape): (&str, &[usize]),
-    (what, count): (&str, usize),
+    name: &str,
+    shape: &[usize],
+    what: &str,
+    count: usize,
 ) -> Result<Vec<u32>, ModelError> {
     let problem = |problem: String| ModelError::malformed(path, format!("the tensor `{name}` {problem}"));
     let view = weights.tensor(name).map_err(|_| problem("is missing".to_owned()))?;
@@ -188,8 +228,8 @@ fn read_inner_features(
     [num_layers, size]: [usize; 2],
     base: &DecoderConfig,
 ) -> Result<Vec<Vec<u32>>, ModelError> {
-    let count = ("inner feature", base.intermediate_size);
-    let features = read_indices(path, weights, (INNER_FEATURES, &[num_layers, size]), count)?;
+    let (shape, count) = ([num_layers, size], base.intermediate_size);
+    let features = read_indices(path, weights, INNER_FEATURES, &shape, "inner feature", count)?;
     let layers: Vec<Vec<u32>> = features.chunks_exact(size).map(<[u32]>::to_vec).collect();
     match layers.iter().position(|features| !features.is_sorted_by(|a, b| a < b)) {
         Some(layer) => {

@@ -12,6 +12,14 @@ use crate::DecoderConfig;
 /// The version of the directory's format that this build reads and writes.
 pub const ADAPTER_FORMAT_VERSION: u32 = 1;
 
+/// The names of tensors that change layers of stream rows begin with this.
+pub const STREAM_LAYERS: &str = "layers";
+/// The names of tensors that change layers of main rows begin with this.
+pub const MAIN_LAYERS: &str = "main.layers";
+
+/// Low-rank changes, samplers and early exits are no wider inside: more would be a mistake, and fill the memory.
+const MAX_INNER_SIZE: usize = 4096;
+
 /// The content of `adapter_config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,6 +115,13 @@ pub struct LoraConfig {
     pub alpha: f32,
     /// Projections by their names: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`.
     pub target_modules: Vec<Projection>,
+}
+
+impl LoraConfig {
+    /// The factor of `B A`.
+    pub fn scaling(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
 }
 
 /// LoRA of main rows.
@@ -235,10 +250,10 @@ impl AdapterConfig {
             specs.push(spec("early_exit.up_proj.weight", [hidden, rank]));
         }
         if let Some(lora) = &self.lora {
-            push_lora(&mut specs, "layers", self.first_msa_layer(base), lora, &self.stream_decoder(base));
+            push_lora(&mut specs, STREAM_LAYERS, self.first_msa_layer(base), lora, &self.stream_decoder(base));
         }
         if let Some(main) = &self.main_lora {
-            push_lora(&mut specs, "main.layers", base.num_hidden_layers - main.num_layers, &main.lora, base);
+            push_lora(&mut specs, MAIN_LAYERS, base.num_hidden_layers - main.num_layers, &main.lora, base);
         }
         specs
     }
@@ -254,7 +269,13 @@ impl AdapterConfig {
     /// The field, its value, and what it may be.
     pub fn validate(&self, base: &DecoderConfig) -> Result<(), String> {
         let (streams, num_layers) = (&self.streams, base.num_hidden_layers);
-        let rank_of = |lora: &LoraConfig| lora.rank >= 1 && lora.alpha.is_finite() && !lora.target_modules.is_empty();
+        let may_be = |size: usize| (1..=MAX_INNER_SIZE).contains(&size);
+        let is_whole = |lora: &LoraConfig| {
+            let targets = &lora.target_modules;
+            let is_repeated = |index: usize| targets[..index].contains(&targets[index]);
+            let are_distinct = !targets.is_empty() && !(0..targets.len()).any(is_repeated);
+            may_be(lora.rank) && lora.alpha.is_finite() && are_distinct
+        };
         let main_layers = self.main_lora.as_ref().map_or(1, |main| main.num_layers);
         let loras = self.lora.iter().chain(self.main_lora.iter().map(|main| &main.lora));
         let checks = [
@@ -268,8 +289,8 @@ impl AdapterConfig {
                 (1..=num_layers).contains(&streams.num_msa_layers),
                 format!("num_msa_layers must be from 1 to {num_layers}"),
             ),
-            (streams.sampler_size.is_none_or(|size| size >= 1), "sampler_size must be at least 1".to_owned()),
-            (streams.early_exit_rank.is_none_or(|rank| rank >= 1), "early_exit_rank must be at least 1".to_owned()),
+            (streams.sampler_size.is_none_or(may_be), format!("sampler_size must be from 1 to {MAX_INNER_SIZE}")),
+            (streams.early_exit_rank.is_none_or(may_be), format!("early_exit_rank must be from 1 to {MAX_INNER_SIZE}")),
             (
                 streams.intermediate_size.is_none_or(|size| (1..=base.intermediate_size).contains(&size)),
                 format!("the streams' intermediate_size must be from 1 to {}", base.intermediate_size),
@@ -278,11 +299,16 @@ impl AdapterConfig {
                 streams.draft_vocab_size.is_none_or(|size| (1..=base.vocab_size).contains(&size)),
                 format!("draft_vocab_size must be from 1 to {}", base.vocab_size),
             ),
-            (loras.into_iter().all(rank_of), "a LoRA needs a rank, a finite alpha and target_modules".to_owned()),
+            (
+                loras.into_iter().all(is_whole),
+                format!(
+                    "a LoRA needs a rank from 1 to {MAX_INNER_SIZE}, a finite alpha, and target_modules, each once"
+                ),
+            ),
             ((1..=num_layers).contains(&main_layers), format!("main_lora.num_layers must be from 1 to {num_layers}")),
             (
-                self.main_lora.is_none() || self.mode == TrainingMode::Joint,
-                "main_lora belongs to mode `joint`".to_owned(),
+                self.main_lora.is_some() == (self.mode == TrainingMode::Joint),
+                "main_lora belongs to mode `joint`, and mode `joint` to main_lora".to_owned(),
             ),
         ];
         checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, problem)| Err(problem))?;

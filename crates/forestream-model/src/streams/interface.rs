@@ -38,8 +38,8 @@ pub trait Streams: Send + Sync {
 
     /// Runs the streams of `nodes` of a tree that went through [`crate::Model::forward`] and is not committed yet.
     ///
-    /// `pass` is what it left, and the number of the tree's sequence in it. The cache may
-    /// gain γ provisional rows for each node. States lie node after node, stream after stream, and are normalized.
+    /// `hidden` is what that pass left, `sequence_index` the number of the tree's sequence in it. The cache may gain γ
+    /// provisional rows for each node. States lie node after node, stream after stream, and are normalized.
     ///
     /// # Errors
     /// A cache without room.
@@ -49,7 +49,8 @@ pub trait Streams: Send + Sync {
     fn run_fused(
         &self,
         row: &mut Row<'_>,
-        pass: (&Hidden, usize),
+        hidden: &Hidden,
+        sequence_index: usize,
         nodes: &[NodeId],
         states: &mut Hidden,
     ) -> Result<(), ModelError>;

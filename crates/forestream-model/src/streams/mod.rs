@@ -10,8 +10,8 @@ mod interface;
 
 pub use adapter::Adapter;
 pub use config::{
-    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, Calibration, LoraConfig, MainLoraConfig, Projection,
-    StreamConfig, StreamPosition, TensorSpec, TrainingMode,
+    ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, Calibration, LoraConfig, MAIN_LAYERS, MainLoraConfig, Projection,
+    STREAM_LAYERS, StreamConfig, StreamPosition, TensorSpec, TrainingMode,
 };
 pub use identity::StreamIdentity;
 pub use interface::{Anchor, Streams};

@@ -26,7 +26,12 @@ pub(super) fn of(contents: &Contents, config: &DecoderConfig) -> String {
         let bytes = contents.bytes_of(tensor);
         hasher.update(&bytes[..bytes.len().min(SAMPLE_BYTES)]);
     }
-    hasher.finalize().iter().fold(String::new(), |mut text, byte| {
+    hexadecimal(&hasher.finalize())
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("writing to a string never fails");
         text
     })

@@ -16,6 +16,7 @@ mod storage;
 pub use checkpoint::{Checkpoint, Weight};
 pub(crate) use contents::Description;
 pub use contents::{Contents, TensorInfo};
+pub(crate) use fingerprint::hexadecimal;
 pub use gguf::{GgufArray, GgufMetadata, GgufStrings, GgufValue};
 pub(crate) use json::JsonFile;
 pub(crate) use llama2c::Llama2cHeader;

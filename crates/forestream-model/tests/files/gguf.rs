@@ -211,6 +211,15 @@ fn generation_defaults_come_from_the_metadata() {
 }
 
 #[test]
+fn suggested_settings_out_of_range_are_refused() {
+    let mut writer = GgufWriter::llama();
+    writer.set("general.sampling.top_p", Value::F32(0.0));
+    let directory = tempdir().unwrap();
+    let message = Checkpoint::open(&writer.write(directory.path())).unwrap_err().to_string();
+    assert!(message.contains("`general.sampling.top_p` is 0; expected above 0 and at most 1"), "{message}");
+}
+
+#[test]
 fn control_tokens_that_end_a_turn_are_found_by_their_text() {
     let mut writer = GgufWriter::llama();
     let tokens = ["<s>", "<|im_end|>", "<|endoftext|>", "a", "<|endoftext|>", "b"];

@@ -278,6 +278,31 @@ fn generation_config_counts_before_config() {
 }
 
 #[test]
+fn suggested_settings_out_of_range_are_refused() {
+    let directory = tempdir().unwrap();
+    Model::llama().write(directory.path());
+    let error = |generation: Value| {
+        std::fs::write(directory.path().join("generation_config.json"), generation.to_string()).unwrap();
+        Checkpoint::open(directory.path()).map(drop)
+    };
+    let cases = [
+        ("top_p", json!(0), "above 0 and at most 1"),
+        ("top_p", json!(1.5), "above 0 and at most 1"),
+        ("temperature", json!(-1), "0 or more"),
+        ("temperature", json!(1e300), "0 or more"),
+        ("repetition_penalty", json!(0), "above 0"),
+        ("min_p", json!(2), "from 0 to 1"),
+    ];
+    for (key, value, expected) in cases {
+        let message = error(json!({ key: value })).unwrap_err().to_string();
+        for part in ["generation_config.json", &format!("`{key}` is {}", value.as_f64().unwrap()), expected] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+    error(json!({ "top_p": 1.0, "temperature": 0, "repetition_penalty": 0.5, "min_p": 0 })).unwrap();
+}
+
+#[test]
 fn wrong_models_are_refused() {
     type Case = (&'static str, fn(&mut Model), &'static [&'static str]);
     let cases: &[Case] = &[

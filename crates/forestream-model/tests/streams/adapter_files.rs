@@ -33,6 +33,15 @@ fn a_wrong_or_damaged_adapter_is_refused_with_its_place() {
         ("\"rank\": 2", "\"rank\": 3", "lora_A.weight` should be [3, "),
         ("\"draft_vocab_size\": 20", "\"draft_vocab_size\": 21", "`draft_vocabulary` should be U32 [21]"),
         ("\"mode\": \"lossless\"", "\"mode\": \"fast\"", "unknown variant `fast`"),
+        ("\"mode\": \"lossless\"", "\"mode\": \"joint\"", "mode `joint` to main_lora"),
+        (
+            "\"token_conditioning\": true",
+            "\"token_conditioning\": false",
+            "`token_conditioning.weight` does not belong",
+        ),
+        ("\"rank\": 2", "\"rank\": 4611686018427387904", "a rank from 1 to 4096"),
+        ("\"q_proj\"", "\"q_proj\", \"q_proj\"", "target_modules, each once"),
+        ("\"sampler_size\": ", "\"sampler_size\": 99999", "sampler_size must be from 1 to 4096"),
     ] {
         assert!(text.contains(from), "{from}");
         std::fs::write(&config_file, text.replace(from, to)).unwrap();
@@ -54,8 +63,33 @@ fn a_wrong_or_damaged_adapter_is_refused_with_its_place() {
         Adapter { inner_features: features, ..narrow.clone() }.save(folder.path(), base).unwrap();
         assert!(message(&fingerprint).contains(&expected), "{expected}: {}", message(&fingerprint));
     }
-    let mut broken = good.clone();
-    broken.tensors.get_mut("stream_embeddings").unwrap()[3] = f32::NAN;
-    broken.save(folder.path(), base).unwrap();
-    assert!(message(&fingerprint).contains("element 3 of the tensor `stream_embeddings`"));
+    let mut twice = good.clone();
+    twice.draft_vocabulary[1] = twice.draft_vocabulary[0];
+    twice.save(folder.path(), base).unwrap();
+    assert!(message(&fingerprint).contains("names token"), "{}", message(&fingerprint));
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_neither_written_nor_read() {
+    let checkpoint = Checkpoint::open(&directory("tiny-llama")).unwrap();
+    let (base, fingerprint) = (checkpoint.config(), checkpoint.fingerprint());
+    let good = adapter(config(&checkpoint, 4, 2), base, 0.5);
+    let folder = tempfile::tempdir().unwrap();
+    for value in [f32::NAN, f32::INFINITY, 70_000.0] {
+        let mut diverged = good.clone();
+        diverged.tensors.get_mut("stream_embeddings").unwrap()[3] = value;
+        let error = diverged.save(folder.path(), base).unwrap_err().to_string();
+        assert!(error.contains("`stream_embeddings`") && error.contains("lower --lr"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is written");
+    }
+    good.save(folder.path(), base).unwrap();
+    let path = folder.path().join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header_len = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..header_len]).unwrap();
+    let start = header["stream_embeddings"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[header_len + start + 6..][..2].copy_from_slice(&0x7e00_u16.to_le_bytes()); // no number, in half precision
+    std::fs::write(&path, bytes).unwrap();
+    let error = Adapter::open(folder.path(), base, &fingerprint).unwrap_err().to_string();
+    assert!(error.contains("element 3 of the tensor `stream_embeddings`"), "{error}");
 }

@@ -6,6 +6,7 @@
 
 mod adapter_files;
 mod merged;
+mod visibility;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use forestream_model::streams::{
     StreamConfig, StreamIdentity, StreamPosition, Streams, TrainingMode,
 };
 use forestream_model::{
-    Checkpoint, CpuModel, DecoderConfig, Format, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs, Pruning,
-    Row, TokenId, TokenTree,
+    BLOCK_LEN, Checkpoint, CpuModel, DecoderConfig, Format, Hidden, Isa, KvCache, LoadOptions, Model, NodeId, Outputs,
+    Pruning, Row, TokenId, TokenTree,
 };
 
 const MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"];
@@ -307,7 +308,7 @@ fn the_fused_pass_gives_the_states_of_the_deferred_one() {
                 let nodes: Vec<NodeId> = tree.node_ids().filter(|node| node.0 != 4).collect(); // one was pruned
                 let mut row = Row { tree: &tree, cache: &mut cache, outputs: Outputs::All };
                 model.forward(std::slice::from_mut(&mut row), &mut hidden).unwrap();
-                model.run_fused(&mut row, (&hidden, 0), &nodes, &mut fused).unwrap();
+                model.run_fused(&mut row, &hidden, 0, &nodes, &mut fused).unwrap();
                 for (index, &node) in nodes.iter().enumerate() {
                     let deferred = deferred(&model, text, &tree, node, num_streams);
                     let rows = index * num_streams..(index + 1) * num_streams;
@@ -393,7 +394,7 @@ fn fused_streams_leave_the_tree_to_be_committed() {
         model.forward(std::slice::from_mut(&mut row), &mut hidden).unwrap();
         if is_fused {
             let nodes: Vec<NodeId> = tree.node_ids().collect();
-            model.run_fused(&mut row, (&hidden, 0), &nodes, &mut Hidden::new()).unwrap();
+            model.run_fused(&mut row, &hidden, 0, &nodes, &mut Hidden::new()).unwrap();
         }
         cache.commit(&tree.path(NodeId(6)));
         model.forward(&mut [Row { tree: &next, cache: &mut cache, outputs: Outputs::All }], &mut hidden).unwrap();

@@ -285,6 +285,16 @@ fn streams_of_a_joint_run_are_trained_on_while_its_model_stays() {
     let accuracy = |adapter| accuracy_of_main_rows(&base, Some(adapter), &counting("dev.jsonl", 6));
     assert_eq!(accuracy(open(&second)), accuracy(joint.clone()), "main rows keep all inner features");
 
+    let stopped = directory.path().join("stopped");
+    let mut watcher = Watcher { stop_after: Some(1), ..Watcher::default() };
+    let job_of =
+        |fitted: Adapter| TrainJob { fitted: Some(fitted), output: stopped.clone(), ..fitted_job(settings(3)) };
+    Trainer::new(job_of(joint.clone())).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+    let mut other = joint.clone();
+    other.config.main_lora.as_mut().unwrap().lora.alpha *= 0.5;
+    let error = Trainer::new(job_of(other)).unwrap().run(Start::Resume, &mut Watcher::default()).unwrap_err();
+    assert!(error.to_string().contains("adapter.sha256"), "the same tensors, but another model: {error}");
+
     let mut refused = fitted_job(settings(1));
     make_joint(&mut refused);
     let Err(error) = Trainer::new(refused) else { panic!("a model that stays as it is was to be trained") };
@@ -540,12 +550,14 @@ fn what_cannot_be_trained_or_written_is_an_error() {
         Trainer::new(job(&base, &file, settings(2))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap_err();
     assert!(matches!(&error, TrainError::Write { path, .. } if *path == file), "{error}");
 
-    let exploding = TrainSettings { lr: 1e30, ..settings(9) };
-    let output = directory.path().join("exploding");
-    let error =
-        Trainer::new(job(&base, &output, exploding)).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap_err();
-    let error = error.to_string();
-    assert!(error.contains("with a lower --lr in another --output") && error.contains("kept adapter"), "{error}");
+    for eval_steps in [9, 1] {
+        let exploding = TrainSettings { lr: 1e30, warm_up: 0.0, eval_steps, ..settings(9) };
+        let output = directory.path().join(format!("exploding-{eval_steps}"));
+        let mut trainer = Trainer::new(job(&base, &output, exploding)).unwrap();
+        let error = trainer.run(Start::Fresh, &mut Watcher::default()).unwrap_err().to_string();
+        assert!(error.contains("with a lower --lr in another --output") && error.contains("kept adapter"), "{error}");
+        assert!(!output.join("adapter_config.json").exists(), "weights that diverged are no adapter");
+    }
 }
 
 #[test]

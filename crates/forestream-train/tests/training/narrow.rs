@@ -55,6 +55,29 @@ fn narrow_streams_learn_and_go_on_from_wide_ones_and_from_themselves() {
     assert_eq!(open(&stopped).inner_features, adapter.inner_features);
 }
 
+/// What the weights in a checkpoint have learnt is for the inner features of one adapter.
+#[test]
+fn a_narrow_run_resumes_with_the_adapter_that_it_began_with() {
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let first = directory.path().join("first");
+    let mut first_job = job(&base, &first, settings(1));
+    make_narrow(&mut first_job);
+    Trainer::new(first_job).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
+    let one = Adapter::open(&first, base.config(), &base.fingerprint()).unwrap();
+    let mut other = one.clone();
+    other.inner_features[0] = (0..16).collect();
+    let output = directory.path().join("run");
+    let start = |adapter: &Adapter, start, watcher: &mut Watcher| {
+        let mut job = TrainJob { initial: Some(adapter.clone()), ..job(&base, &output, settings(3)) };
+        make_narrow(&mut job);
+        Trainer::new(job).unwrap().run(start, watcher)
+    };
+    start(&one, Start::Fresh, &mut Watcher { stop_after: Some(1), ..Watcher::default() }).unwrap();
+    let error = start(&other, Start::Resume, &mut Watcher::default()).unwrap_err().to_string();
+    assert!(error.contains("checkpoint.safetensors") && error.contains("--init-from"), "{error}");
+    start(&one, Start::Resume, &mut Watcher::default()).unwrap();
+}
+
 #[test]
 fn a_width_of_streams_that_does_not_fit_is_refused() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use forestream_model::streams::Adapter;
-use forestream_train::{CHECKPOINT, LOG, Outcome, Start, TrainJob, TrainSettings, Trainer};
+use forestream_train::{CHECKPOINT, LOG, Outcome, PROVENANCE, Start, TrainJob, TrainSettings, Trainer};
 
 use crate::{Watcher, base, job, make_joint, names, settings};
 
@@ -77,6 +77,19 @@ fn an_adapter_without_its_checkpoint_is_not_written_over() {
     let init_from = format!("--init-from {}", directory.path().display());
     assert_says(&error, &["adapter_config.json", "another --output", &init_from]);
     assert_eq!(names(directory.path()), before);
+}
+
+#[test]
+fn files_of_others_are_not_written_over() {
+    let base = base();
+    for name in ["README.md", LOG, PROVENANCE] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(name);
+        std::fs::write(&path, "mine").unwrap();
+        let error = refused(job(&base, directory.path(), settings(1)), Start::Fresh);
+        assert_says(&error, &[name, "written over", "another --output"]);
+        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), names(directory.path()).len()), ("mine", 1));
+    }
 }
 
 #[test]

@@ -4,17 +4,22 @@ use forestream::{
     AdapterChoice, AtStopToken, EngineOptions, GenerateOptions, Pruning, SamplingSettings, StreamingOptions, TreeShape,
 };
 
-use super::low::{BackendArgs, BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
-use super::values::SpecType;
+use super::low::{AdapterArgs, BackendArgs, BudgetArgs, LengthArgs, ModelArgs, SamplingArgs, SpecArgs, StoreArgs};
+use super::values::{SpecType, StreamPassName};
 
 /// Where pulled models and measurements are kept.
 pub(crate) fn cache_directory(args: &StoreArgs) -> std::path::PathBuf {
     args.cache.clone().unwrap_or_else(forestream::places::cache_directory)
 }
 
-/// How the model is loaded by `backend`, for drafting with `spec_types`.
-pub(crate) fn engine_options(args: &ModelArgs, backend: &BackendArgs, spec_types: &[SpecType]) -> EngineOptions {
-    let adapter = match &args.adapter {
+/// How the model is loaded with `adapter` by `backend`, for drafting with `spec_types`.
+pub(crate) fn engine_options(
+    args: &ModelArgs,
+    adapter: &AdapterArgs,
+    backend: &BackendArgs,
+    spec_types: &[SpecType],
+) -> EngineOptions {
+    let choice = match &adapter.adapter {
         Some(directory) => AdapterChoice::Directory(directory.clone()),
         None if spec_types.iter().any(SpecType::may_use_streams) => AdapterChoice::Included,
         None => AdapterChoice::None,
@@ -27,8 +32,8 @@ pub(crate) fn engine_options(args: &ModelArgs, backend: &BackendArgs, spec_types
         ctx_size: nonzero(args.ctx_size),
         isa: args.isa,
         quantize: args.quantize,
-        adapter,
-        merge_adapter: args.merge_adapter,
+        adapter: choice,
+        merge_adapter: adapter.merge_adapter,
         cost_curve_directory: Some(cache_directory(&args.store).join("cost-curves")),
     }
 }
@@ -77,6 +82,17 @@ pub(crate) fn drafting(budget: &BudgetArgs, strategy: String, sampling: Sampling
     }
 }
 
+/// A flag that says how streams draft, if one was typed.
+pub(crate) fn streaming_flag(budget: &BudgetArgs) -> Option<&'static str> {
+    let flags = [
+        ("--spec-tree-topk", budget.spec_tree_topk.is_some()),
+        ("--spec-stream-pass", budget.spec_stream_pass != StreamPassName::Deferred),
+        ("--spec-prune-threshold", budget.spec_prune_threshold.is_some()),
+        ("--spec-prune-nodes", budget.spec_prune_nodes.is_some()),
+    ];
+    flags.into_iter().find_map(|(flag, is_typed)| is_typed.then_some(flag))
+}
+
 fn pruning(budget: &BudgetArgs) -> Option<Pruning> {
     let best = budget.spec_prune_nodes.map(|nodes| Pruning::Best(nodes.into()));
     budget.spec_prune_threshold.map(Pruning::Threshold).or(best)
@@ -91,6 +107,6 @@ fn strategy(names: &[SpecType]) -> String {
 }
 
 /// Where 0 stands for "not limited" or "as the model says".
-fn nonzero(number: usize) -> Option<usize> {
+pub(super) fn nonzero(number: usize) -> Option<usize> {
     Some(number).filter(|&number| number > 0)
 }

@@ -105,6 +105,7 @@ pub(super) fn with_weaker_layers(
         }
     }
     let found = without_excluded(definition, command, typed, found)?;
+    let arguments = without_off(command, arguments);
     let position = position_of(name, &arguments) + 1;
     let with = |weak: &mut dyn Iterator<Item = &Weak<'_>>| {
         let flags = weak.flat_map(|weak| flags(weak.argument, &weak.values));
@@ -123,6 +124,25 @@ pub(super) fn with_weaker_layers(
         }
     }
     Ok(all)
+}
+
+/// The arguments without switches that are turned off: weaker layers have seen them, and they exclude nothing.
+fn without_off(command: &Command, mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    let after = arguments.split_off(end);
+    arguments.retain(|argument| !turns_off(command, argument));
+    arguments.extend(after);
+    arguments
+}
+
+/// Whether an argument as it was typed turns a switch off.
+fn turns_off(command: &Command, argument: &OsStr) -> bool {
+    let flag = argument.to_str().and_then(|text| text.strip_prefix("--")?.split_once('='));
+    let Some((name, _)) = flag.filter(|(_, value)| switch(value) == Ok(false)) else { return false };
+    command.get_arguments().filter(|argument| is_switch(argument)).any(|argument| {
+        let is_alias = || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name));
+        argument.get_long() == Some(name) || is_alias()
+    })
 }
 
 fn lacks_a_flag(definition: &Command, arguments: &[OsString]) -> bool {

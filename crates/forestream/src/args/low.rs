@@ -14,9 +14,15 @@ use serde_json::{Map, Value};
 
 use super::train::{MergeArgs, TrainArgs};
 use super::values::{
-    LogitBias, OutputFormat, SpecType, StreamPassName, TableFormat, at_least_zero, backend, device, format, isa,
-    json_object, positive_fraction, task, threads,
+    LogitBias, OutputFormat, SpecType, StreamPassName, TableFormat, above_zero, at_least_zero, backend, backends,
+    device, finite, format, fraction, isa, json_object, positive_fraction, stop_text, strategies, task, threads, top_k,
 };
+
+/// Of `--adapter` where nothing but a directory gives streams.
+const ADAPTER_ALONE: &str = "Directory of a trained adapter [default: none]";
+
+/// Of `--temp` where answers are greedy unless the flag says otherwise.
+const TEMPERATURE: &str = "Temperature; 0 always takes the most probable token";
 
 /// Lossless speculative decoding for local language models.
 ///
@@ -83,7 +89,7 @@ pub(crate) struct StoreArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// GGUF file, Hugging Face directory, known name, or Hub repository user/repo[:file-or-quantization]
+    /// GGUF file, Hugging Face directory, llama2.c file (.bin), known name, or Hub repository user/repo[:file-or-quantization]
     #[arg(short, long, aliases = ["model-id", "model-path", "hf", "hf-repo"], value_name = "MODEL",
           default_value = forestream::pull::DEFAULT_MODEL)]
     pub(crate) model: String,
@@ -96,12 +102,6 @@ pub(crate) struct ModelArgs {
     /// Instruction set of the kernels, which never changes a token [default: the fastest that this machine has]
     #[arg(long, value_name = "NAME", value_parser = isa)]
     pub(crate) isa: Option<Isa>,
-    /// Directory of a trained adapter [default: the one that comes with the program, if it knows the model]
-    #[arg(long, alias = "lora", value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
-    /// Add the task of a joint adapter to the weights while loading, instead of computing it beside them
-    #[arg(long)]
-    pub(crate) merge_adapter: bool,
     /// Store all matrices in this format while loading: q8_0, q4_1, ...
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub(crate) quantize: Option<Format>,
@@ -109,12 +109,25 @@ pub(crate) struct ModelArgs {
     pub(crate) store: StoreArgs,
 }
 
+/// What the model gets besides its own weights.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct AdapterArgs {
+    /// Directory of a trained adapter [default: the one that comes with the program, if it knows the model]
+    #[arg(long, alias = "lora", value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Add the task of a joint adapter to the weights while loading, instead of computing it beside them
+    #[arg(long)]
+    pub(crate) merge_adapter: bool,
+}
+
 /// What computes the passes.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct BackendArgs {
-    /// What computes the model: cpu is the engine; burn is slow, a reference, and on other devices where this build has them
-    #[arg(long, value_name = "NAME", value_parser = backend, default_value = "cpu")]
+    /// Back end, which computes the model (--help lists them)
+    #[arg(long, value_name = "NAME", value_parser = backend, default_value = "cpu",
+          long_help = backends("Back end, which computes the model:"))]
     pub(crate) backend: &'static Backend,
     /// Device of --backend burn [default: flex, the processor]
     #[arg(long, value_name = "NAME", value_parser = device)]
@@ -128,26 +141,26 @@ pub(crate) struct SamplingArgs {
     /// Temperature; 0 always takes the most probable token [default: the model's, else 0.8]
     #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) temp: Option<f32>,
-    /// Keep the K most probable tokens; 0 keeps all [default: the model's, else 40]
-    #[arg(long, value_name = "K")]
+    /// Keep the K most probable tokens; 0 or -1 keeps all [default: the model's, else 40]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = top_k)]
     pub(crate) top_k: Option<usize>,
     /// Keep the most probable tokens that together reach this probability [default: the model's, else 0.95]
     #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = positive_fraction)]
     pub(crate) top_p: Option<f32>,
     /// Drop tokens below this fraction of the most probable one [default: the model's, else 0.05]
-    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = at_least_zero)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = fraction)]
     pub(crate) min_p: Option<f32>,
     /// Locally typical sampling with this probability mass; 1 is off
     #[arg(long, alias = "typical-p", value_name = "P", allow_negative_numbers = true, value_parser = positive_fraction)]
     pub(crate) typical: Option<f32>,
     /// Divide the logits of recent tokens by this; 1 is off
-    #[arg(long, alias = "repetition-penalty", value_name = "X", allow_negative_numbers = true, value_parser = at_least_zero)]
+    #[arg(long, alias = "repetition-penalty", value_name = "X", allow_negative_numbers = true, value_parser = above_zero)]
     pub(crate) repeat_penalty: Option<f32>,
     /// Subtract this from the logits of recent tokens
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite)]
     pub(crate) presence_penalty: Option<f32>,
     /// Subtract this from the logits of recent tokens for each time they occur
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = finite)]
     pub(crate) frequency_penalty: Option<f32>,
     /// How many recent tokens the penalties look at; -1 looks at all
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
@@ -165,9 +178,9 @@ pub(crate) struct SamplingArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Speculation")]
 pub(crate) struct SpecArgs {
-    /// Strategies that draft tokens, comma separated; the text is the same with any of them. auto: streams where the model has
-    /// an adapter, with ngram
-    #[arg(long, aliases = ["speculative-algorithm"], value_name = "LIST", value_delimiter = ',', default_value = forestream::AUTO)]
+    /// Strategies that draft tokens, comma separated; the text is the same with any of them (--help lists them)
+    #[arg(long, aliases = ["speculative-algorithm"], value_name = "LIST", value_delimiter = ',', default_value = forestream::AUTO,
+          long_help = strategies("Strategies that draft tokens, comma separated; the text is the same with any of them:"))]
     pub(crate) spec_type: Vec<SpecType>,
     #[command(flatten)]
     pub(crate) budget: BudgetArgs,
@@ -233,7 +246,7 @@ pub(crate) struct LengthArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) min_tokens: usize,
     /// Stop at this text; may be repeated
-    #[arg(short = 'r', long, alias = "reverse-prompt", value_name = "TEXT")]
+    #[arg(short = 'r', long, alias = "reverse-prompt", value_name = "TEXT", value_parser = stop_text)]
     pub(crate) stop: Vec<String>,
     /// Go on when the model wants to stop
     #[arg(long)]
@@ -250,7 +263,8 @@ pub(crate) struct GenerateArgs {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Give the prompt to the model as it is, without chat template
-    #[arg(long, aliases = ["no-chat-template", "no-jinja"])]
+    #[arg(long, aliases = ["no-chat-template", "no-jinja"],
+          conflicts_with_all = ["chat_template", "chat_template_file", "chat_template_kwargs"])]
     pub(crate) raw: bool,
     /// Form of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
@@ -263,6 +277,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
@@ -281,6 +297,8 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
+    #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
     pub(crate) template: TemplateArgs,
@@ -294,6 +312,7 @@ pub(crate) struct ChatArgs {
 
 /// `bench`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("adapter", |adapter| adapter.help(ADAPTER_ALONE)))]
 pub(crate) struct BenchArgs {
     /// Prompt lengths to measure; 0 leaves the test out
     #[arg(short = 'p', long, aliases = ["n-prompt"], value_name = "LIST", value_delimiter = ',', default_value = "512")]
@@ -319,6 +338,8 @@ pub(crate) struct BenchArgs {
     pub(crate) output: TableFormat,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
 }
 
 /// Prompts from a file.
@@ -345,9 +366,12 @@ pub(crate) struct DataArgs {
 
 /// `compare`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("temp", |temp| temp.help(TEMPERATURE).default_value("0")))]
 pub(crate) struct CompareArgs {
-    /// Strategies to compare, comma separated; plain decoding is always measured with them
-    #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram,auto")]
+    /// Strategies to compare, comma separated; plain decoding is always measured with them (--help lists them)
+    #[arg(long, alias = "spec-type", value_name = "LIST", value_delimiter = ',', default_value = "none,ngram,auto",
+          long_help = strategies("Strategies to compare, comma separated, several that draft together joined by plus signs; plain \
+                                  decoding is always measured with them:"))]
     pub(crate) spec_types: Vec<SpecType>,
     /// Times that each answer is generated with each strategy; the median time counts
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
@@ -364,6 +388,8 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
+    #[command(flatten)]
     pub(crate) backend: BackendArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
@@ -373,6 +399,12 @@ pub(crate) struct CompareArgs {
 
 /// `distill`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("adapter", |adapter| adapter.help(ADAPTER_ALONE)))]
+#[command(mut_arg("temp", |temp| temp.help(TEMPERATURE).default_value("0")))]
+#[command(mut_arg("seed", |seed| {
+    let numbers = clap::value_parser!(i64).range(0..); // a random one could not be continued
+    seed.help("Seed of the draws; each answer has its own, made of this one").default_value("0").value_parser(numbers)
+}))]
 pub(crate) struct DistillArgs {
     /// File for the answers, one JSON object on each line; one that an earlier run left is continued
     #[arg(short, long = "output", value_name = "FILE")]
@@ -390,14 +422,16 @@ pub(crate) struct DistillArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
+    pub(crate) adapter: AdapterArgs,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }
 
 /// `inspect`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct InspectArgs {
-    /// GGUF file, Hugging Face directory, or name of a model that was pulled
-    #[arg(value_name = "FILE")]
+    /// GGUF file, Hugging Face directory, llama2.c file (.bin), known name, or Hub repository user/repo[:file-or-quantization]
+    #[arg(value_name = "MODEL")]
     pub(crate) path: String,
     /// Tokens of context to compute the memory for; 0 takes what the model was trained for
     #[arg(short, long, aliases = ["max-model-len", "max-total-tokens", "max-seq-len"], value_name = "N", default_value_t = 0)]

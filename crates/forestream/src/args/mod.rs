@@ -16,6 +16,7 @@ mod values;
 use std::ffi::OsString;
 use std::io::{self, Write};
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 use forestream::places;
 
@@ -50,7 +51,23 @@ fn parse_in(
     let arguments = spellings::known(arguments, warnings);
     let arguments = layers::with_weaker_layers(&command, arguments, around, warnings)?;
     let matches = command.try_get_matches_from_mut(arguments)?;
-    LowArgs::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    let parsed = LowArgs::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    match contradiction(&parsed) {
+        Some(problem) => Err(command.error(ErrorKind::ArgumentConflict, problem)),
+        None => Ok(parsed),
+    }
+}
+
+/// What no value shows by itself: two that cannot both be kept.
+fn contradiction(args: &LowArgs) -> Option<String> {
+    let (Command::Generate(GenerateArgs { length, .. }) | Command::Chat(ChatArgs { length, .. })) = &args.command
+    else {
+        return None;
+    };
+    let (least, most) = (length.min_tokens, usize::try_from(length.max_tokens).ok()?); // -1: no limit
+    let problem =
+        format!("--min-tokens {least} is more than --max-tokens {most} (-n); lower the one, or raise the other");
+    (least > most).then_some(problem)
 }
 
 /// The command line's definition, for completion scripts.

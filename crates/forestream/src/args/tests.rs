@@ -63,6 +63,82 @@ impl Call {
     }
 }
 
+/// The help of a command, on one line.
+fn help(command: &str) -> String {
+    let help = parse_in(["forestream", command, "--help"].map(OsString::from).into(), &NOTHING, &mut Vec::new());
+    help.expect_err(command).to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// No variables and no file.
+const NOTHING: Surroundings<'_> = Surroundings { variable: &|_| None, config_file: None };
+
+#[test]
+fn help_says_what_is_true_of_its_command() {
+    const INCLUDED: &str = "[default: the one that comes with the program";
+    const ALONE: &str = "Directory of a trained adapter [default: none]";
+    const LLAMA2C: &str = "llama2.c file";
+    const GREEDY: &str = "most probable token [default: 0]";
+    const MODELS: &str = "[default: the model's, else 0.8]";
+    let cases: &[(&str, &[&str], &[&str])] = &[
+        ("generate", &[INCLUDED, LLAMA2C, MODELS, "takes a random one"], &[ALONE, GREEDY]),
+        ("chat", &[INCLUDED, LLAMA2C, MODELS], &[ALONE, GREEDY]),
+        ("bench", &[ALONE, LLAMA2C, "--merge-adapter"], &[INCLUDED]),
+        ("compare", &[INCLUDED, LLAMA2C, GREEDY, "takes a random one"], &[ALONE, MODELS]),
+        ("distill", &[ALONE, LLAMA2C, GREEDY, "Seed of the draws; each answer"], &[INCLUDED, MODELS, "random"]),
+        (
+            "train",
+            &[
+                LLAMA2C,
+                "without --init-from they go on from its own [default: none]",
+                "0 takes 2048, or what the model was trained for if that is less",
+                "`input_ids` with `loss_mask`",
+                "relative to the one before; 1 counts all alike",
+            ],
+            &[INCLUDED, "--merge-adapter", "Tokens of context"],
+        ),
+        ("merge", &[LLAMA2C], &[]),
+        ("inspect", &[LLAMA2C, "known name"], &["that was pulled"]),
+    ];
+    for (command, said, unsaid) in cases {
+        let help = help(command);
+        for part in *said {
+            assert!(help.contains(part), "{command}: {part:?} is not in: {help}");
+        }
+        for part in *unsaid {
+            assert!(!help.contains(part), "{command}: {part:?} is in: {help}");
+        }
+    }
+}
+
+#[test]
+fn help_lists_what_is_registered() {
+    for command in ["generate", "chat", "compare"] {
+        let help = help(command);
+        for strategy in forestream::STRATEGIES {
+            let line = format!("- {}: {}", strategy.name, strategy.summary);
+            assert!(help.contains(&line), "{command}: {line:?} is not in: {help}");
+        }
+        for backend in forestream::BACKENDS {
+            let line = format!("- {}: {}", backend.name, backend.summary);
+            assert!(help.contains(&line), "{command}: {line:?} is not in: {help}");
+        }
+    }
+}
+
+#[test]
+fn distill_has_no_random_seed() {
+    let seed = |call: Call| match call.command() {
+        Command::Distill(args) => (args.sampling.seed, args.sampling.temp),
+        command => panic!("{command:?} is not distill"),
+    };
+    assert_eq!(seed(Call::new("distill --data x -o y")), (0, Some(0.0)));
+    assert_eq!(seed(Call::new("distill --data x -o y -s 3 --temp 0.5")), (3, Some(0.5)));
+    Call::new("distill --data x -o y -s -1").assert_error(&["-1", "--seed"]);
+    let (parsed, warnings) = Call::new("distill --data x -o y").with_variables(&[("SEED", "-1")]).parse();
+    assert!(matches!(parsed.unwrap().command, Command::Distill(args) if args.sampling.seed == 0));
+    assert!(warnings.contains("distill cannot take \"-1\" from FORESTREAM_SEED"), "{warnings}");
+}
+
 #[test]
 fn help_shows_no_token() {
     let config = "hf-token = \"secret-of-file\"\nthreads = 3\n";
@@ -131,7 +207,7 @@ fn a_stronger_layer_turns_a_switch_off() {
     assert!(!raw(Call::new("generate --raw=false").with_config("raw = true")));
     assert!(!raw(Call::new("generate --no-chat-template=false").with_variables(&[("RAW", "1")])));
     assert!(!raw(Call::new("generate").with_variables(&[("RAW", "off")]).with_config("[generate]\nraw = true")));
-    Call::new("generate --raw=perhaps").assert_error(&["perhaps", "--raw", "true, 1, on"]);
+    Call::new("generate --raw=perhaps").assert_error(&["perhaps", "--raw", "true, 1, on, yes", "false, 0, off, no"]);
     let train = Call::new("train --data x -o y --dry-run").with_config("resume = true").command();
     let Command::Train(args) = train else { panic!("it is train") };
     assert!(args.dry_run && !args.resume);
@@ -182,6 +258,58 @@ fn a_value_that_is_refused_is_named_by_its_place() {
     table.assert_error(&["-1", "compare.max-tokens in ", "config.toml"]);
     Call::new("generate").with_config("output = \"xml\"").assert_error(&["xml", "output in ", "config.toml", "json"]);
     Call::new("generate").with_config("seed = [1, 2]").assert_error(&["seed in ", "one value"]);
+}
+
+#[test]
+fn a_number_out_of_range_is_named_by_its_place() {
+    let cases: [(&'static [(&str, &str)], &str); 7] = [
+        (&[("MIN_P", "1.5")], "1 at most"),
+        (&[("REPEAT_PENALTY", "0")], "above 0"),
+        (&[("PRESENCE_PENALTY", "inf")], "finite"),
+        (&[("FREQUENCY_PENALTY", "nan")], "finite"),
+        (&[("LOGIT_BIAS", "3=inf")], "-inf"),
+        (&[("TOP_K", "-2")], "-1"),
+        (&[("TOP_K", "many")], "whole number"),
+    ];
+    for (variables, expected) in cases {
+        let name = format!("FORESTREAM_{}", variables[0].0);
+        Call::new("generate").with_variables(variables).assert_error(&[&name, expected]);
+    }
+    Call::new("generate").with_config("stop = [\"a\", \"\"]").assert_error(&["stop in ", "empty"]);
+}
+
+#[test]
+fn minus_one_keeps_all_tokens_as_in_other_tools() {
+    assert_eq!(Call::new("generate --top-k -1").generate().sampling.top_k, Some(0));
+    assert_eq!(Call::new("generate").with_config("top-k = -1").generate().sampling.top_k, Some(0));
+    assert_eq!(Call::new("generate --top-k 7").generate().sampling.top_k, Some(7));
+}
+
+#[test]
+fn more_tokens_at_least_than_at_most_are_an_error_that_names_both_flags() {
+    for call in [
+        Call::new("generate -n 4 --min-tokens 5"),
+        Call::new("chat -n 4").with_variables(&[("MIN_TOKENS", "5")]),
+        Call::new("generate").with_config("max-tokens = 4\nmin-tokens = 5"),
+    ] {
+        call.assert_error(&["--min-tokens 5", "--max-tokens 4"]);
+    }
+    assert_eq!(Call::new("generate --min-tokens 5").generate().length.min_tokens, 5);
+    assert_eq!(Call::new("generate -n 5 --min-tokens 5").generate().length.min_tokens, 5);
+}
+
+#[test]
+fn a_raw_prompt_has_no_chat_template() {
+    for flag in ["--chat-template x", "--chat-template-file x", "--chat-template-kwargs {}"] {
+        let call = Call::new(Box::leak(format!("generate --raw {flag}").into_boxed_str()));
+        call.assert_error(&["--raw", "cannot be used with"]);
+        let call = Call::new(Box::leak(format!("generate --raw=off {flag}").into_boxed_str()));
+        assert!(!call.generate().raw, "a switch that is off excludes nothing");
+    }
+    let raw = Call::new("generate --raw").with_variables(&[("CHAT_TEMPLATE", "x")]).generate();
+    assert!(raw.raw && raw.template.chat_template.is_none());
+    let template = Call::new("generate --chat-template x").with_config("raw = true").generate();
+    assert!(!template.raw && template.template.chat_template.is_some());
 }
 
 #[test]

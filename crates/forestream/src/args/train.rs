@@ -8,18 +8,22 @@ use clap::{Args, ValueEnum};
 use forestream::NamedDevice;
 use forestream::dataset::Task;
 use forestream::train::{
-    Draw, JointSettings, Objective, Origin, Preset, Projection, Schedule, StreamIdentity, StreamSizes, TaskRows,
-    TrainRequest, TrainSettings,
+    Draw, JointSettings, MainLoraSizes, Objective, Origin, Preset, Projection, Schedule, StreamIdentity, StreamSizes,
+    TaskRows, TrainRequest, TrainSettings, USUAL_MAX_LEN,
 };
 
+use super::high::nonzero;
 use super::low::{ModelArgs, StoreArgs};
 use super::values::{device, task};
 
 /// `train`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("ctx_size", |ctx_size| ctx_size.help(format!(
+    "Longest text in tokens; 0 takes {USUAL_MAX_LEN}, or what the model was trained for if that is less"
+))))]
 pub(crate) struct TrainArgs {
-    /// Rows to train on: a file of `forestream distill`, or rows with `prompt` and `completion`, `messages` or `conversations`,
-    /// as JSON Lines, a JSON list, CSV, TSV or Parquet, or a dataset of the Hugging Face Hub
+    /// Rows to train on: a file of `forestream distill`, or rows with `prompt` and `completion`, `messages`, `conversations`, or
+    /// `input_ids` with `loss_mask`, as JSON Lines, a JSON list, CSV, TSV or Parquet, or a dataset of the Hugging Face Hub
     /// (owner/name[:split])
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
@@ -32,6 +36,9 @@ pub(crate) struct TrainArgs {
     /// Start from the streams of this adapter, and take its sizes
     #[arg(long, value_name = "DIR")]
     pub(crate) init_from: Option<PathBuf>,
+    /// A joint adapter whose model gets the streams; without --init-from they go on from its own [default: none]
+    #[arg(long, alias = "lora", value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Show sizes, steps, memory and time, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -50,7 +57,7 @@ pub(crate) struct TrainArgs {
 /// `merge`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MergeArgs {
-    /// GGUF file, Hugging Face directory, known name, or Hub repository user/repo[:file-or-quantization]
+    /// GGUF file, Hugging Face directory, llama2.c file (.bin), known name, or Hub repository user/repo[:file-or-quantization]
     #[arg(short, long, aliases = ["model-id", "model-path", "hf", "hf-repo"], value_name = "MODEL",
           default_value = forestream::pull::DEFAULT_MODEL)]
     pub(crate) model: String,
@@ -86,15 +93,15 @@ pub(crate) struct RowArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "The model itself (with --mode joint)")]
 pub(crate) struct MainRowArgs {
-    /// Top layers that learn the task; 0 takes all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) main_lora_layers: usize,
-    /// Rank of their low-rank changes
-    #[arg(long, value_name = "N", default_value_t = Preset::main_lora(0).lora.rank)]
-    pub(crate) main_lora_rank: usize,
-    /// Scale of these changes, times the rank
-    #[arg(long, value_name = "X", default_value_t = Preset::main_lora(0).lora.alpha)]
-    pub(crate) main_lora_alpha: f32,
+    /// Top layers that learn the task; 0 takes all [default: those of the adapter to start from, else all]
+    #[arg(long, value_name = "N")]
+    pub(crate) main_lora_layers: Option<usize>,
+    /// Rank of their low-rank changes [default: that of the adapter to start from, else 16]
+    #[arg(long, value_name = "N")]
+    pub(crate) main_lora_rank: Option<usize>,
+    /// Scale of these changes, times the rank [default: that of the adapter to start from, else 32]
+    #[arg(long, value_name = "X")]
+    pub(crate) main_lora_alpha: Option<f32>,
     /// The greatest learning rate of these changes
     #[arg(long, value_name = "X", default_value_t = JointSettings::default().main_lr)]
     pub(crate) main_lr: f64,
@@ -178,7 +185,7 @@ pub(crate) struct RunArgs {
     /// Positions of a step
     #[arg(long, value_name = "N", default_value_t = TrainSettings::default().batch_tokens)]
     pub(crate) batch_tokens: usize,
-    /// How much each further stream counts less in the loss, since it is reached less often; 1 counts all alike
+    /// Weight of each further stream in the loss, relative to the one before; 1 counts all alike
     #[arg(long, value_name = "X", default_value_t = TrainSettings::default().depth_decay)]
     pub(crate) depth_decay: f32,
     /// The greatest learning rate
@@ -265,16 +272,24 @@ fn projection(name: &str) -> Result<Projection, String> {
         .ok_or_else(|| format!("there is no such projection; known are {}", names.join(", ")))
 }
 
-/// What the library takes.
+/// What the library takes, with the `name` of the model in the adapter's card.
 ///
 /// # Errors
 /// Rows without a known completion, or a template that is malformed.
-pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<TrainRequest> {
+pub(crate) fn train_request(args: &TrainArgs, name: Option<String>, origin: Origin) -> anyhow::Result<TrainRequest> {
     let run = &args.run;
     let is_joint = args.streams.mode == ModeName::Joint;
-    let mut main_lora = Preset::main_lora(args.main.main_lora_layers);
-    (main_lora.lora.rank, main_lora.lora.alpha) = (args.main.main_lora_rank, args.main.main_lora_alpha);
+    let main_lora = MainLoraSizes {
+        num_layers: args.main.main_lora_layers,
+        rank: args.main.main_lora_rank,
+        alpha: args.main.main_lora_alpha,
+    };
     Ok(TrainRequest {
+        name,
+        ctx_size: nonzero(args.model.ctx_size),
+        threads: nonzero(args.model.threads),
+        isa: args.model.isa,
+        quantize: args.model.quantize,
         sizes: stream_sizes(&args.streams),
         main_lora: is_joint.then_some(main_lora),
         data: args.data.clone(),
@@ -312,10 +327,25 @@ pub(crate) fn train_request(args: &TrainArgs, origin: Origin) -> anyhow::Result<
         device: run.device.unwrap_or_default(),
         trace_memory: run.cache_ram.saturating_mul(1 << 20),
         output: args.output.clone(),
-        adapter: args.model.adapter.clone(),
+        adapter: args.adapter.clone(),
         init_from: args.init_from.clone(),
         origin,
     })
+}
+
+/// A flag of joint mode that was given for a lossless run, in which it changes nothing.
+pub(crate) fn idle_joint_flag(args: &TrainArgs) -> Option<&'static str> {
+    let (main, usual) = (&args.main, JointSettings::default());
+    let flags = [
+        ("--main-lora-layers", main.main_lora_layers.is_some()),
+        ("--main-lora-rank", main.main_lora_rank.is_some()),
+        ("--main-lora-alpha", main.main_lora_alpha.is_some()),
+        ("--main-lr", main.main_lr != usual.main_lr),
+        ("--main-loss-weight", main.main_loss_weight != usual.main_loss_weight),
+        ("--stream-loss-weight", main.stream_loss_weight != usual.stream_loss_weight),
+    ];
+    let given = flags.into_iter().find_map(|(flag, is_given)| is_given.then_some(flag));
+    given.filter(|_| args.streams.mode == ModeName::Lossless)
 }
 
 fn task_rows(args: &RowArgs) -> anyhow::Result<Option<TaskRows>> {

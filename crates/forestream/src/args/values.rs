@@ -41,6 +41,16 @@ impl SpecType {
     }
 }
 
+/// `intro`, and below it each strategy with what it does.
+pub(super) fn strategies(intro: &str) -> String {
+    let auto = format!(
+        "\n- {}: streams, with ngram, where the model has an adapter; ngram where it has none",
+        forestream::AUTO
+    );
+    let registered = forestream::STRATEGIES.iter().map(|it| format!("\n- {}: {}", it.name, it.summary));
+    format!("{intro}\n{auto}{}", registered.collect::<String>())
+}
+
 impl FromStr for SpecType {
     type Err = String;
 
@@ -88,7 +98,11 @@ impl FromStr for LogitBias {
         let end = text.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
         let token = text[..end].parse().map_err(|_| wrong())?;
         let bias: f32 = text[end..].trim_start_matches('=').parse().map_err(|_| wrong())?;
-        if bias.is_nan() { Err(wrong()) } else { Ok(Self { token, bias }) }
+        match bias {
+            _ if bias.is_nan() => Err(wrong()),
+            f32::INFINITY => Err(format!("{text:?} has no finite bias; only -inf can be given, which bans the token")),
+            _ => Ok(Self { token, bias }),
+        }
     }
 }
 
@@ -115,6 +129,12 @@ pub(super) fn backend(name: &str) -> Result<&'static Backend, String> {
     Backend::named(name).ok_or_else(|| format!("there is no such back end; known are {}", known().join(", ")))
 }
 
+/// `intro`, and below it each back end with what it is.
+pub(super) fn backends(intro: &str) -> String {
+    let one = |backend: &Backend| format!("\n- {}: {}", backend.name, backend.summary);
+    format!("{intro}\n{}", BACKENDS.iter().map(one).collect::<String>())
+}
+
 /// A device of this build.
 pub(super) fn device(name: &str) -> Result<&'static NamedDevice, String> {
     let names: Vec<&str> = DEVICES.iter().map(|device| device.name).collect();
@@ -131,16 +151,52 @@ pub(super) fn json_object(text: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
+fn number(text: &str) -> Result<f32, String> {
+    text.parse().map_err(|_| "it is not a number".to_owned())
+}
+
+/// A finite number.
+pub(super) fn finite(text: &str) -> Result<f32, String> {
+    let number = number(text)?;
+    if number.is_finite() { Ok(number) } else { Err("it must be a finite number".to_owned()) }
+}
+
+/// A finite number above 0.
+pub(super) fn above_zero(text: &str) -> Result<f32, String> {
+    let number = number(text)?;
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("it must be above 0".to_owned()) }
+}
+
+/// A number from 0 to 1.
+pub(super) fn fraction(text: &str) -> Result<f32, String> {
+    let number = number(text)?;
+    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("it must be 0 or more, and 1 at most".to_owned()) }
+}
+
 /// A finite number that is not negative.
 pub(super) fn at_least_zero(text: &str) -> Result<f32, String> {
-    let number: f32 = text.parse().map_err(|_| "it is not a number".to_owned())?;
+    let number = number(text)?;
     if number.is_finite() && number >= 0.0 { Ok(number) } else { Err("it must be 0 or more".to_owned()) }
 }
 
 /// A number above 0, up to 1.
 pub(super) fn positive_fraction(text: &str) -> Result<f32, String> {
-    let number: f32 = text.parse().map_err(|_| "it is not a number".to_owned())?;
+    let number = number(text)?;
     if number > 0.0 && number <= 1.0 { Ok(number) } else { Err("it must be above 0, and 1 at most".to_owned()) }
+}
+
+/// How many of the most probable tokens are kept; 0, or -1 in other tools, keeps all.
+pub(super) fn top_k(text: &str) -> Result<usize, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(0),
+        Ok(number) => usize::try_from(number).map_err(|_| "it must be 0 or more, or -1, which keeps all".to_owned()),
+        Err(_) => Err("it is not a whole number".to_owned()),
+    }
+}
+
+/// A text at which an answer ends.
+pub(super) fn stop_text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 /// The most threads that may be asked for.
@@ -157,7 +213,7 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "on" | "yes" | "enabled" => Ok(true),
         "false" | "0" | "off" | "no" | "disabled" => Ok(false),
-        _ => Err("it must be true, 1, on or enabled, or else false, 0, off or disabled".to_owned()),
+        _ => Err("it must be true, 1, on, yes or enabled, or else false, 0, off, no or disabled".to_owned()),
     }
 }
 
@@ -171,7 +227,7 @@ mod tests {
         for (text, token, bias) in cases {
             assert_eq!(text.parse(), Ok(LogitBias { token, bias }), "{text}");
         }
-        for text in ["", "15", "=1", "x=1", "15=", "15=nan", "99999999999=1"] {
+        for text in ["", "15", "=1", "x=1", "15=", "15=nan", "15=inf", "99999999999=1"] {
             assert!(text.parse::<LogitBias>().is_err(), "{text}");
         }
     }

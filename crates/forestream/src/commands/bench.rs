@@ -9,7 +9,7 @@ use super::{console, model};
 use crate::args::{BackendArgs, BenchArgs, TableFormat};
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let engine = model::open(&args.model, &BackendArgs::default(), &[])?;
+    let engine = model::open(&args.model, &args.adapter, &BackendArgs::default(), &[])?;
     let options = BenchOptions {
         prompt_lens: args.prompt_len.clone(),
         gen_lens: args.gen_len.clone(),
@@ -58,10 +58,40 @@ fn table(measurements: &[Measurement], format: TableFormat) -> anyhow::Result<St
                 writeln!(
                     text,
                     "| {} | {} | {} | {} | {:.1} | {:.1} | {:.2} |",
-                    row.model, row.threads, row.test, row.depth, row.tokens_per_second, row.stddev, row.ms_per_pass
+                    row.model.replace('|', "\\|"),
+                    row.threads,
+                    row.test,
+                    row.depth,
+                    row.tokens_per_second,
+                    row.stddev,
+                    row.ms_per_pass
                 )?;
             }
         }
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_a_bar_stays_in_its_cell() {
+        let row = Measurement {
+            test: "pp8".to_owned(),
+            tokens_per_second: 1.0,
+            ms_per_pass: 1.0,
+            stddev: 0.0,
+            mean_tokens_per_second: 1.0,
+            min_ms_per_pass: 1.0,
+            depth: 0,
+            repetitions: 1,
+            threads: 1,
+            isa: "generic",
+            model: "a|b".to_owned(),
+        };
+        let table = table(&[row], TableFormat::Md).unwrap();
+        assert!(table.contains("| a\\|b | 1 |"), "{table}");
+    }
 }

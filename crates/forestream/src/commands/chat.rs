@@ -21,7 +21,8 @@ Ctrl-C ends an answer, Ctrl-D leaves
 ";
 
 pub(super) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
-    let engine = model::open(&args.model, &args.backend, &args.spec.spec_type)?;
+    let engine = model::open(&args.model, &args.adapter, &args.backend, &args.spec.spec_type)?;
+    model::warn_of_idle_flags(&engine, &args.spec.budget, &args.spec.spec_type);
     interrupt::install()?;
     let template = model::chat_template(&engine, &args.template)?;
     let template =
@@ -120,15 +121,16 @@ impl Chat<'_> {
 
     /// What ended an answer that is not complete.
     fn limit_reached(&self, report: &Report) -> Option<String> {
-        if report.finish_reason != FinishReason::Length.as_str() {
+        if report.finish_reason != FinishReason::Length {
             return None;
         }
         let (len, ctx_size) = (report.usage.completion_tokens, self.engine.ctx_size());
+        let is_longest = ctx_size >= self.engine.config().max_position_embeddings;
         Some(match self.options.max_tokens {
             Some(max_tokens) if len >= max_tokens => format!("the answer ends here: --max-tokens is {max_tokens}"),
             _ => format!(
-                "the answer ends here: the context of {ctx_size} tokens is full; /reset starts again, --ctx-size \
-                 allows more"
+                "the answer ends here: the context of {ctx_size} tokens is full; /reset starts again, {}",
+                if is_longest { "the model was trained for no more" } else { "--ctx-size allows more" }
             ),
         })
     }

@@ -5,23 +5,23 @@ use std::process::ExitCode;
 
 use forestream::compare::{Arm, ComparePrompt, Comparison, KeepGoing, compare};
 use forestream::dataset::DatasetPrompt;
-use forestream::{Engine, GenerateOptions};
+use forestream::{AUTO, Engine, GenerateOptions};
 
 use super::{console, interrupt, model, prompts};
 use crate::args::{self, CompareArgs, OutputFormat};
 
-/// The strategy that others are compared with.
-const PLAIN: &str = "none";
-
 pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let rows = prompts::read(&args.model.store, &args.data)?;
-    let engine = model::open(&args.model, &args.backend, &args.spec_types)?;
+    let engine = model::open(&args.model, &args.adapter, &args.backend, &args.spec_types)?;
+    model::warn_of_idle_flags(&engine, &args.budget, &args.spec_types);
     interrupt::install()?;
     let tokens = prompts::tokens(&engine, &args.data, &rows)?;
     let with_category = |(row, tokens): (DatasetPrompt, _)| ComparePrompt { tokens, category: row.category };
     let prompts: Vec<ComparePrompt> = rows.into_iter().zip(tokens).map(with_category).collect();
+    let strategies: Vec<String> = args.spec_types.iter().map(|name| name.0.clone()).collect();
+    let options = options(&engine, args);
     let mut status = console::Status::new();
-    let comparison = compare(&engine, &prompts, &arms(&engine, args), args.repetitions.into(), |done| {
+    let comparison = compare(&engine, &prompts, &strategies, &options, args.repetitions.into(), |done| {
         status.show(&format!("prompt {done} of {}", prompts.len()));
         if interrupt::is_asked() { KeepGoing::No } else { KeepGoing::Yes }
     })?;
@@ -34,22 +34,15 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     Ok(if is_identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The options of each arm, plain decoding first; one seed, so that all draw the same numbers. A second `none` stays: what it
-/// differs from the first by is the machine's noise.
-fn arms(engine: &Engine, args: &CompareArgs) -> Vec<GenerateOptions> {
+/// The options of every arm, but for its strategy: greedy unless the flags say otherwise.
+fn options(engine: &Engine, args: &CompareArgs) -> GenerateOptions {
     let mut defaults = engine.default_sampling();
     defaults.temperature = 0.0;
     let sampling = args::sampling(&args.sampling, &defaults);
-    let mut names = vec![PLAIN.to_owned()];
-    names.extend(args.spec_types.iter().map(|name| name.0.clone()));
-    if let Some(first) = names.iter().skip(1).position(|name| name == PLAIN) {
-        names.remove(first + 1);
-    }
-    let options = |name| GenerateOptions {
+    GenerateOptions {
         max_tokens: Some(args.max_tokens as usize),
-        ..args::drafting(&args.budget, name, sampling.clone())
-    };
-    names.into_iter().map(options).collect()
+        ..args::drafting(&args.budget, AUTO.to_owned(), sampling)
+    }
 }
 
 fn describe(comparison: &Comparison) -> String {

@@ -13,14 +13,14 @@ use crate::args::{self, BackendArgs, DistillArgs};
 
 pub(super) fn run(args: &DistillArgs) -> anyhow::Result<ExitCode> {
     let rows = prompts::read(&args.model.store, &args.data)?;
-    let engine = model::open(&args.model, &BackendArgs::default(), &[])?;
+    let engine = model::open(&args.model, &args.adapter, &BackendArgs::default(), &[])?;
     interrupt::install()?;
     let prompts = distill_prompts(&engine, args, rows)?;
     let options = options(&engine, args);
     let has_template = !args.data.raw && engine.chat_template()?.is_some();
     let mut header = Header::new(&engine, &options, if has_template { "chat" } else { "raw" });
-    if let Some(adapter) = &args.model.adapter {
-        header = header.with_adapter(adapter)?;
+    if let Some(adapter) = &args.adapter.adapter {
+        header = header.with_adapter(&engine, adapter)?;
     }
     let mut file = AnswerFile::open(&args.output_file, &header, &prompts)?;
     let first = file.num_answers();
@@ -44,13 +44,9 @@ pub(super) fn run(args: &DistillArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Greedy and with a fixed seed unless the flags say otherwise, so that a run can be continued.
 fn options(engine: &Engine, args: &DistillArgs) -> DistillOptions {
-    let mut defaults = engine.default_sampling();
-    defaults.temperature = 0.0;
-    defaults.seed = 0;
     DistillOptions {
-        sampling: args::sampling(&args.sampling, &defaults),
+        sampling: args::sampling(&args.sampling, &engine.default_sampling()),
         max_tokens: args.max_tokens as usize,
         batch_size: usize::from(args.batch_size),
     }
@@ -65,8 +61,8 @@ fn distill_prompts(
     let too_long = rows.iter().zip(&tokens).find(|(_, tokens)| tokens.len() >= engine.ctx_size());
     if let Some((row, tokens)) = too_long {
         bail!(
-            "{}, {}: the prompt has {} tokens, which leaves no room for an answer in the context of {}; raise \
-             --ctx-size, or take the row out",
+            "{}, {}: the prompt has {} tokens, which leaves no room for an answer in the context of {}; take \
+             the row out, or raise --ctx-size if the model was trained for more",
             args.data.data.display(),
             row.place,
             tokens.len(),

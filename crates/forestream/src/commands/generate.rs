@@ -1,12 +1,12 @@
 //! `generate`: one answer, streamed as text or reported as JSON.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use forestream::{Answer, Engine, GenerateOptions, Message, Report, TokenId, Trace};
+use forestream::{Answer, Engine, GenerateOptions, Message, PLAIN, Report, TokenId, Trace};
 use serde::Serialize;
 
 use super::{console, interrupt, model};
@@ -14,7 +14,8 @@ use crate::args::{self, GenerateArgs, OutputFormat};
 
 pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompt_text = prompt_text(args)?;
-    let engine = model::open(&args.model, &args.backend, &args.spec.spec_type)?;
+    let engine = model::open(&args.model, &args.adapter, &args.backend, &args.spec.spec_type)?;
+    model::warn_of_idle_flags(&engine, &args.spec.budget, &args.spec.spec_type);
     interrupt::install()?;
     let prompt = prompt_tokens(&engine, args, &prompt_text)?;
     let sampling = args::sampling(&args.sampling, &engine.default_sampling());
@@ -66,7 +67,7 @@ fn prompt_text(args: &GenerateArgs) -> anyhow::Result<String> {
         return Ok(prompt.clone());
     }
     let (bytes, place) = match &args.file {
-        Some(path) => (std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?, path.as_path()),
+        Some(path) => (fs::read(path).with_context(|| format!("cannot read {}", path.display()))?, path.as_path()),
         None if io::stdin().is_terminal() => {
             bail!("there is no prompt: give one with -p, with -f, or on standard input")
         }
@@ -114,21 +115,52 @@ fn finish(mut answer: Answer<'_>, mut show: impl FnMut(&str) -> anyhow::Result<(
     Ok(answer.finish())
 }
 
-/// The file of `--trace`, opened before anything is generated: one that cannot be written is known at once.
+/// The file of `--trace`, opened before anything is generated: one that cannot be written is known at once. It has another
+/// name until it is complete, so that an answer that fails leaves an old page as it was.
 struct TracePage<'a> {
     path: &'a Path,
     file: File,
+    /// The name until then, and the final one; nothing for what is not a file, such as a device.
+    names: Option<(PathBuf, PathBuf)>,
 }
 
 impl<'a> TracePage<'a> {
     fn create(path: &'a Path) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("cannot create the trace {}", path.display()))?;
-        Ok(Self { path, file })
+        let opened = Self::open(path);
+        let (file, names) = opened.with_context(|| format!("cannot create the trace {}", path.display()))?;
+        Ok(Self { path, file, names })
+    }
+
+    fn open(path: &Path) -> io::Result<(File, Option<(PathBuf, PathBuf)>)> {
+        if let Ok(metadata) = fs::metadata(path) {
+            let file = OpenOptions::new().write(true).open(path)?; // also a file that is replaced must be one to write to
+            if !metadata.is_file() {
+                return Ok((file, None));
+            }
+        }
+        let complete = path.canonicalize().unwrap_or_else(|_| path.to_owned()); // a link goes on leading to its page
+        let mut name = complete.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.part", std::process::id()));
+        let growing = complete.with_file_name(name);
+        Ok((File::create_new(&growing)?, Some((growing, complete))))
     }
 
     fn write(mut self, page: &str) -> anyhow::Result<()> {
-        let written = self.file.write_all(page.as_bytes());
+        let written = self.file.write_all(page.as_bytes()).and_then(|()| match self.names.take() {
+            Some((growing, complete)) => {
+                fs::rename(&growing, complete).inspect_err(|_| drop(fs::remove_file(&growing)))
+            }
+            None => Ok(()),
+        });
         written.with_context(|| format!("cannot write the trace {}", self.path.display()))
+    }
+}
+
+impl Drop for TracePage<'_> {
+    fn drop(&mut self) {
+        if let Some((growing, _)) = &self.names {
+            let _ = fs::remove_file(growing);
+        }
     }
 }
 
@@ -157,7 +189,7 @@ struct Difference {
 
 fn verify(engine: &Engine, prompt: &[TokenId], options: &GenerateOptions, report: &Report) -> anyhow::Result<Verdict> {
     let plain = GenerateOptions {
-        strategy: "none".to_owned(),
+        strategy: PLAIN.to_owned(),
         max_tokens: Some(report.token_ids.len()), // as far as an interrupted answer came
         min_tokens: options.min_tokens.min(report.token_ids.len()),
         ..options.clone()

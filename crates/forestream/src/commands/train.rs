@@ -6,26 +6,24 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use forestream::EngineOptions;
-use forestream::pull::ModelName;
 use forestream::train::{
-    self, Evaluation, MainFigures, Observer, Origin, Outcome, Start, StepReport, StepSeconds, Trainer,
+    self, Evaluation, NextTokenFigures, Observer, Origin, Outcome, Start, StepReport, StepSeconds, Trainer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{console, interrupt, pull};
-use crate::args::{self, BackendArgs, TrainArgs};
+use super::{console, interrupt, model, pull};
+use crate::args::{self, TrainArgs};
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    let path = pull::fetch(&pull::store(&args.model.store), &args.model.model)?;
-    let is_path = matches!(ModelName::parse(&args.model.model)?, ModelName::Path(_));
-    let name = (!is_path).then(|| args.model.model.clone());
-    let options = EngineOptions { name, ..args::engine_options(&args.model, &BackendArgs::default(), &[]) };
-    let mut request = args::train_request(args, origin())?;
+    let (path, name) = model::locate(&args.model)?;
+    if let Some(flag) = args::idle_joint_flag(args) {
+        console::note(&format!("warning: {flag} changes nothing in lossless mode; it belongs to --mode joint"));
+    }
+    let mut request = args::train_request(args, name, origin())?;
     for data in [Some(&mut request.data), request.eval_data.as_mut()].into_iter().flatten() {
         *data = pull::fetch_data(&args.model.store, data)?;
     }
-    let mut trainer = train::open(&path, &options, request)?;
+    let mut trainer = train::open(&path, request)?;
     interrupt::install()?;
     for line in plan(&trainer) {
         console::note(&line);
@@ -193,8 +191,8 @@ fn describe(evaluation: &Evaluation) -> String {
 }
 
 /// What main rows did, before what the streams did; nothing where they are not trained.
-fn main_figures(main: Option<&MainFigures>) -> String {
-    let line = |main: &MainFigures| {
+fn main_figures(main: Option<&NextTokenFigures>) -> String {
+    let line = |main: &NextTokenFigures| {
         format!(
             "model: loss {:.3} perplexity {:.2} accuracy {:.3}; streams: ",
             main.loss,

@@ -8,12 +8,11 @@ use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use forestream_decode::SamplingSettings;
-use forestream_model::streams::{Adapter, TrainingMode};
+use forestream_model::streams::Adapter;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{DistillError, DistillOptions, DistillPrompt, DistilledAnswer};
-use crate::pull::{PullError, sha256_of};
 use crate::{Engine, Error};
 
 /// Counts up when the meaning of the file changes.
@@ -22,8 +21,6 @@ const VERSION: u32 = 1;
 const MARK: &str = "forestream_distill";
 /// The one field that may differ: a file can be known under several names.
 const NAME: &str = "model";
-/// The weights in an adapter's directory.
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// What made the answers of a file: its first line.
 #[derive(Clone, Debug, Serialize)]
@@ -32,7 +29,7 @@ pub struct Header {
     model: String,
     fingerprint: String,
     weight_format: String,
-    /// The hash of an adapter that changes what the model says.
+    /// What [`Adapter::task_digest`] says of an adapter that changes what the model says.
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<String>,
     prompt_format: &'static str,
@@ -79,15 +76,12 @@ impl Header {
         }
     }
 
-    /// The same for a model with the adapter in `directory`, which counts unless it is lossless.
+    /// The same for `engine` with the adapter in `directory`, which counts as far as it changes what the model says.
     ///
     /// # Errors
     /// An adapter that cannot be read.
-    pub fn with_adapter(mut self, directory: &Path) -> Result<Self, Error> {
-        if Adapter::read_config(directory)?.mode != TrainingMode::Lossless {
-            let weights = directory.join(ADAPTER_WEIGHTS);
-            self.adapter = Some(sha256_of(&weights).map_err(PullError::from)?);
-        }
+    pub fn with_adapter(mut self, engine: &Engine, directory: &Path) -> Result<Self, Error> {
+        self.adapter = Adapter::open(directory, engine.config(), engine.fingerprint())?.task_digest();
         Ok(self)
     }
 

@@ -135,7 +135,7 @@ impl Assembly {
         let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
         if full {
             let directory = self.final_path.parent().map(Path::to_owned).unwrap_or_default();
-            return SourceError::DiskFull { directory, needed_bytes: self.size_bytes - len_bytes };
+            return SourceError::DiskFull { directory, needed_bytes: Some(self.size_bytes - len_bytes) };
         }
         self.file_error("write", error)
     }
@@ -241,7 +241,7 @@ mod tests {
         assembly(directory.path(), open_for_append).append(&mut &b"abc"[..], 3, &mut ()).unwrap();
         let full = assembly(directory.path(), open_full_disk);
         let error = full.append(&mut &b"def"[..], 3, &mut ()).unwrap_err();
-        assert!(matches!(error, SourceError::DiskFull { needed_bytes: 3, .. }), "{error}");
+        assert!(matches!(error, SourceError::DiskFull { needed_bytes: Some(3), .. }), "{error}");
         assert_eq!(fs::read(directory.path().join("model.gguf.part")).unwrap(), b"abc");
         assert!(!directory.path().join("model.gguf").exists());
     }

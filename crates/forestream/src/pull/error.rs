@@ -10,6 +10,11 @@ pub enum PullError {
         "there is no model at {0}; give a GGUF file, a Hugging Face directory, or a name (see `forestream pull --list`)"
     )]
     NoSuchFile(PathBuf),
+    /// What is at a path cannot be a model: a device, or a pipe.
+    #[error(
+        "{0} is neither a file nor a directory; give a GGUF file, a Hugging Face directory, or a name (see `forestream pull --list`)"
+    )]
+    NotAFile(PathBuf),
     /// Neither a path, nor a known name, nor `user/repository`.
     #[error(
         "no model is called {name:?}; known names are {known}; a Hugging Face repository is written user/repository[:file-or-quantization]"
@@ -141,13 +146,14 @@ pub enum SourceError {
     },
     /// The disk is full.
     #[error(
-        "the disk is full: {needed_bytes} more bytes are needed in {directory}; free some space and run it again: it goes on where it stopped"
+        "the disk is full: {} needed in {directory}; free some space and run it again: it goes on where it stopped",
+        describe_need(*needed_bytes)
     )]
     DiskFull {
         /// Where.
         directory: PathBuf,
-        /// Bytes that are still missing.
-        needed_bytes: u64,
+        /// Bytes that are still missing, where that is known.
+        needed_bytes: Option<u64>,
     },
     /// A file could not be read or written.
     #[error("cannot {action} {path}: {cause}")]
@@ -166,6 +172,10 @@ impl SourceError {
     pub(super) fn may_be_network(&self) -> bool {
         matches!(self, Self::NoAnswer { .. } | Self::Hub(_) | Self::Program { .. } | Self::Size { .. })
     }
+}
+
+fn describe_need(needed_bytes: Option<u64>) -> String {
+    needed_bytes.map_or_else(|| "more space is".to_owned(), |bytes| format!("{bytes} more bytes are"))
 }
 
 fn describe_attempts(name: &str, attempts: &[(String, SourceError)], remedy: &str) -> String {

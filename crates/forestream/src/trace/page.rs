@@ -7,7 +7,7 @@ use forestream_text::SpecialTokens;
 use serde::Serialize;
 
 use super::{Stage, TracedPass};
-use crate::{Engine, Error, Report};
+use crate::{Engine, Error, FinishReason, Report};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -21,7 +21,7 @@ struct PageData<'a> {
     strategy: &'a str,
     seed: u64,
     threads: usize,
-    finish_reason: &'a str,
+    finish_reason: FinishReason,
     prompt: String,
     prompt_tokens: usize,
     stages: Vec<&'static str>,
@@ -71,7 +71,7 @@ pub(super) fn render(
         strategy: &report.speculative.strategy,
         seed: report.seed,
         threads: engine.threads(),
-        finish_reason: &report.finish_reason,
+        finish_reason: report.finish_reason,
         prompt: engine.tokenizer().decode(prompt, SpecialTokens::Keep)?,
         prompt_tokens: prompt.len(),
         stages: Stage::ALL.map(Stage::name).to_vec(),

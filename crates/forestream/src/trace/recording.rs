@@ -123,11 +123,12 @@ impl Streams for RecordingStreams<'_> {
     fn run_fused(
         &self,
         row: &mut Row<'_>,
-        pass: (&Hidden, usize),
+        hidden: &Hidden,
+        sequence_index: usize,
         nodes: &[NodeId],
         states: &mut Hidden,
     ) -> Result<(), ModelError> {
-        timed_streams(&self.record, || self.streams.run_fused(row, pass, nodes, states))
+        timed_streams(&self.record, || self.streams.run_fused(row, hidden, sequence_index, nodes, states))
     }
 
     fn stream_logits(&self, states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
@@ -157,6 +158,10 @@ impl Drafter for RecordingDrafter {
         timed(record, Stage::Draft, Some(Stage::Cut), || drafter.draft(request, draft))?;
         lock(record).num_proposed = draft.num_draft_tokens();
         Ok(())
+    }
+
+    fn drafts(&self) -> bool {
+        self.drafter.drafts()
     }
 
     fn awaited_streams(&self) -> Option<AwaitedStreams<'_>> {

@@ -4,14 +4,20 @@ use std::path::Path;
 
 use forestream_model::Checkpoint;
 use forestream_model::streams::{
-    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, Projection, StreamConfig, StreamIdentity,
-    StreamPosition, TrainingMode,
+    ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, LoraConfig, MainLoraConfig, Projection, StreamConfig,
+    StreamIdentity, StreamPosition, TrainingMode,
 };
 
-/// Writes an adapter for the model at `model` into `directory`.
+/// Writes an adapter with three streams for the model at `model` into `directory`.
 pub(crate) fn write_random_adapter(model: &Path, directory: &Path) {
+    write_random_streams(model, 3, TrainingMode::Lossless, directory);
+}
+
+/// The same, with so many streams; in joint mode main rows are changed too.
+pub(crate) fn write_random_streams(model: &Path, num_streams: usize, mode: TrainingMode, directory: &Path) {
     let checkpoint = Checkpoint::open(model).unwrap();
     let base = checkpoint.config();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() };
     let config = AdapterConfig {
         format_version: ADAPTER_FORMAT_VERSION,
         base_model: BaseModel {
@@ -19,9 +25,9 @@ pub(crate) fn write_random_adapter(model: &Path, directory: &Path) {
             fingerprint: checkpoint.fingerprint(),
             architecture: base.architecture.clone(),
         },
-        mode: TrainingMode::Lossless,
+        mode,
         streams: StreamConfig {
-            num_streams: 3,
+            num_streams,
             num_msa_layers: 1,
             position: StreamPosition::Following,
             identity: StreamIdentity::Embedding,
@@ -31,8 +37,8 @@ pub(crate) fn write_random_adapter(model: &Path, directory: &Path) {
             draft_vocab_size: Some(base.vocab_size.min(200)),
             early_exit_rank: Some(2),
         },
-        lora: Some(LoraConfig { rank: 2, alpha: 4.0, target_modules: Projection::ALL.to_vec() }),
-        main_lora: None,
+        main_lora: (mode == TrainingMode::Joint).then(|| MainLoraConfig { num_layers: 2, lora: lora.clone() }),
+        lora: Some(lora),
         calibration: Vec::new(),
     };
     let mut noise = 1_u32;

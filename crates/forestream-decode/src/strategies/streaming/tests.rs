@@ -41,7 +41,7 @@ fn kept(draft: &Draft, limits: Limits) -> Vec<(Vec<TokenId>, f32)> {
 fn proposals_are_the_best_columns_of_the_sum() {
     let own: Vec<f32> = (0..100).map(|column| (column * 37 % 100) as f32 * 0.1).collect();
     let (mut sums, mut proposals) = (Vec::new(), Vec::new());
-    let log_sum = find_proposals([&own, &[]], MAX_CHILDREN, &mut sums, &mut proposals);
+    let log_sum = find_proposals([&own, &[]], &(0..=MAX_CHILDREN), &mut sums, &mut proposals);
     let exact = own.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
     assert!((f64::from(log_sum) - exact).abs() < 1e-4, "{log_sum}, {exact}");
     assert_eq!(proposals.len(), MAX_CHILDREN);
@@ -49,9 +49,13 @@ fn proposals_are_the_best_columns_of_the_sum() {
     assert!((proposals[0].logit - 9.9).abs() < 1e-6);
 
     let mut added = vec![0.0; 100];
-    added[3] = 20.0;
-    find_proposals([&own, &added], MAX_CHILDREN, &mut sums, &mut proposals);
+    added[3] = 40.0;
+    find_proposals([&own, &added], &(0..=MAX_CHILDREN), &mut sums, &mut proposals);
     assert_eq!(proposals[0].column, 3);
+    assert_eq!(proposals.len(), 1, "the others are negligible");
+    find_proposals([&own, &added], &(4..=4), &mut sums, &mut proposals);
+    let columns: Vec<u32> = proposals.iter().map(|proposal| proposal.column).collect();
+    assert_eq!(columns, [3, 27, 54, 81], "four are proposed all the same");
 }
 
 /// The probability of each token of a chain given the one before, by a model with this calibration of its depths.
@@ -77,17 +81,20 @@ fn a_proposal_is_rated_by_the_calibration_of_its_depth() {
     }
 }
 
-/// The sizes that the paper's static trees have with so many streams and children.
+/// The sizes that the paper's static trees have with so many streams and children, however little the last children of a
+/// node are worth beside its first.
 #[test]
 fn a_static_tree_that_fits_is_whole() {
-    let model = FakeModel::new(40, 6.0);
     let cases =
         [(3, 3, 40), (3, 4, 85), (3, 5, 156), (3, 6, 259), (4, 1, 5), (4, 2, 31), (4, 3, 121), (2, 32, 1 + 32 + 1024)];
-    for (num_streams, top_k, num_nodes) in cases {
-        let logits = stream_logits(&model, num_streams, 1);
-        for max_nodes in [num_nodes, usize::MAX] {
-            let draft = grown(&model, TreeShape::Static { top_k }, &logits, Limits { max_nodes, ..WIDE });
-            assert_eq!(draft.tree().len(), num_nodes, "{num_streams} streams, {top_k} children");
+    for sharpness in [6.0, 18.0, 200.0] {
+        let model = FakeModel::new(40, sharpness);
+        for (num_streams, top_k, num_nodes) in cases {
+            let logits = stream_logits(&model, num_streams, 1);
+            for max_nodes in [num_nodes, usize::MAX] {
+                let draft = grown(&model, TreeShape::Static { top_k }, &logits, Limits { max_nodes, ..WIDE });
+                assert_eq!(draft.tree().len(), num_nodes, "{sharpness}: {num_streams} streams, {top_k} children");
+            }
         }
     }
 }
@@ -142,6 +149,23 @@ impl WholeTree {
         let child = |(&token, weight): (&TokenId, &f64)| Self::new(model, token, score * weight / sum, deeper);
         Self { score, children: model.draft_vocabulary().iter().zip(&weights).map(child).collect() }
     }
+
+    /// By number of nodes: the greatest sum of scores that so many of this tree's have, the top one with them.
+    fn best_totals(&self) -> Vec<f64> {
+        let mut below = vec![0.0];
+        for child in &self.children {
+            let of_child = child.best_totals();
+            let mut sums = vec![f64::NEG_INFINITY; below.len() + of_child.len() - 1];
+            for (before, total) in below.iter().enumerate() {
+                for (num_nodes, more) in of_child.iter().enumerate() {
+                    let sum = &mut sums[before + num_nodes];
+                    *sum = sum.max(total + more);
+                }
+            }
+            below = sums;
+        }
+        std::iter::once(0.0).chain(below.into_iter().map(|total| self.score + total)).collect()
+    }
 }
 
 /// The greatest sum of scores of any `rest` further nodes, each from `open` or below another of them.
@@ -169,6 +193,28 @@ fn no_subtree_promises_more_than_the_best_first_tree() {
             let (total, best) =
                 (nodes.iter().map(|node| f64::from(node.1)).sum::<f64>(), best_total(&[&whole], max_nodes));
             assert_eq!(nodes.len(), max_nodes, "{sharpness} {seed}");
+            assert!((total - best).abs() < 1e-4, "{sharpness} {seed}, {max_nodes} nodes: {total} for {best}");
+        }
+    }
+}
+
+/// Up to the whole tree, of which the budget keeps the best.
+#[test]
+fn dynamic_programming_finds_no_better_subtree() {
+    for (sharpness, seed) in [(0.0, 1), (1.0, 2), (3.0, 3), (6.0, 4), (18.0, 5)] {
+        let model = FakeModel::new(4, sharpness);
+        let logits = stream_logits(&model, 3, seed);
+        let whole = WholeTree::new(&model, ROOT, 1.0, &logits);
+        let (best, top_k) = (whole.best_totals(), model.draft_vocabulary().len());
+        assert_eq!(best.len(), 1 + 1 + 4 + 16 + 64);
+        for (max_nodes, best) in best.into_iter().enumerate().skip(1) {
+            if max_nodes <= 4 {
+                assert!((best - best_total(&[&whole], max_nodes)).abs() < 1e-9, "{sharpness} {max_nodes}");
+            }
+            let limits = Limits { max_nodes, ..WIDE };
+            let nodes = kept(&grown(&model, TreeShape::Static { top_k }, &logits, limits), limits);
+            let total: f64 = nodes.iter().map(|node| f64::from(node.1)).sum();
+            assert_eq!(nodes.len(), max_nodes);
             assert!((total - best).abs() < 1e-4, "{sharpness} {seed}, {max_nodes} nodes: {total} for {best}");
         }
     }

@@ -16,8 +16,8 @@ pub(super) struct Question<'a> {
     pub(super) repository: &'a str,
     /// A file of it; none where the repository was listed.
     pub(super) file: Option<&'a str>,
-    /// Bytes that were still to come.
-    pub(super) needed_bytes: u64,
+    /// Bytes that were still to come, where that is known.
+    pub(super) needed_bytes: Option<u64>,
 }
 
 /// The failure in the user's words.
@@ -57,14 +57,14 @@ fn is_full(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    const LISTING: Question = Question { repository: "nobody/tiny", file: None, needed_bytes: 0 };
-    const FILE: Question = Question { repository: "nobody/tiny", file: Some("config.json"), needed_bytes: 12 };
+    const LISTING: Question = Question { repository: "nobody/tiny", file: None, needed_bytes: None };
+    const FILE: Question = Question { repository: "nobody/tiny", file: Some("config.json"), needed_bytes: Some(12) };
 
     #[test]
     fn a_full_disk_is_told_from_the_network() {
         for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded] {
             let error = describe(ApiError::IoError(kind.into()), FILE);
-            assert!(matches!(error, SourceError::DiskFull { needed_bytes: 12, .. }), "{error}");
+            assert!(matches!(error, SourceError::DiskFull { needed_bytes: Some(12), .. }), "{error}");
         }
         let error = describe(ApiError::IoError(ErrorKind::ConnectionReset.into()), FILE);
         assert!(matches!(&error, SourceError::Hub(text) if text.contains("config.json of nobody/tiny")), "{error}");

@@ -69,7 +69,7 @@ impl Request {
 
     fn run(&self, sender: &Sender<Message>) -> Result<PathBuf, SourceError> {
         let repository = self.repo.url();
-        let question = Question { repository: &repository, file: None, needed_bytes: 0 };
+        let question = Question { repository: &repository, file: None, needed_bytes: None };
         let failed = |error: ApiError| failure::describe(error, question);
         let mut builder = ApiBuilder::from_env().with_progress(false);
         if self.token.is_some() {
@@ -135,7 +135,7 @@ impl Fetch<'_> {
 
     fn file(&mut self, file: &str) -> Result<PathBuf, SourceError> {
         let repository = self.request.repo.url();
-        let question = Question { repository: &repository, file: Some(file), needed_bytes: 0 };
+        let question = Question { repository: &repository, file: Some(file), needed_bytes: None };
         let metadata = self.api.metadata(&self.repo.url(file)).map_err(|error| failure::describe(error, question))?;
         let announced = metadata.etag().to_owned(); // of a large file: its SHA-256
         if let Some(expected) = self.request.expected_sha256.filter(|expected| *expected != announced) {
@@ -179,7 +179,7 @@ impl Fetch<'_> {
         let progress = Forward { sender: self.sender.clone(), done_bytes: 0, total_bytes };
         let path = self.repo.download_with_progress(file, progress).map_err(|error| {
             let repository = self.request.repo.url();
-            let needed_bytes = total_bytes.saturating_sub(here_bytes());
+            let needed_bytes = Some(total_bytes.saturating_sub(here_bytes()));
             failure::describe(error, Question { repository: &repository, file: Some(file), needed_bytes })
         })?;
         if blob.is_file() {
