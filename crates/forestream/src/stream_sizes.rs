@@ -2,7 +2,7 @@
 
 use forestream_model::DecoderConfig;
 use forestream_model::streams::{
-    Adapter, LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamIdentity, TrainingMode,
+    Adapter, LoraConfig, MainLoraConfig, Projection, StreamConfig, StreamIdentity, StreamPosition, TrainingMode,
 };
 use forestream_train::Preset;
 
@@ -33,6 +33,8 @@ pub struct StreamSizes {
     pub token_conditioning: Option<bool>,
     /// What tells streams apart.
     pub identity: Option<StreamIdentity>,
+    /// Where they stand for rotary embedding.
+    pub position: Option<StreamPosition>,
 }
 
 impl StreamSizes {
@@ -68,6 +70,7 @@ impl StreamSizes {
         }
         streams.token_conditioning = self.token_conditioning.unwrap_or(streams.token_conditioning);
         streams.identity = self.identity.unwrap_or(streams.identity);
+        streams.position = self.position.unwrap_or(streams.position);
     }
 
     /// `lora` with what was asked for; that of a preset where there is none to change.
@@ -134,11 +137,14 @@ mod tests {
             num_streams: Some(5),
             early_exit_rank: Some(0),
             lora_rank: Some(0),
+            position: Some(StreamPosition::Anchor),
             ..StreamSizes::default()
         };
         let (streams, lora) = sizes.resolve(None, mode, &model);
         assert_eq!((streams.num_streams, streams.early_exit_rank, lora), (5, None, None));
-        let restored = StreamConfig { early_exit_rank: Some(8), num_streams: 3, ..streams };
+        assert_eq!(streams.position, StreamPosition::Anchor);
+        let position = StreamPosition::Following;
+        let restored = StreamConfig { early_exit_rank: Some(8), num_streams: 3, position, ..streams };
         assert_eq!(restored, Preset::Paper.streams(&model, mode));
     }
 

@@ -14,7 +14,7 @@ use crate::vocabulary::tokenizer_of;
 
 pub use crate::stream_sizes::{MainLoraSizes, StreamSizes};
 pub use crate::task_rows::TaskRows;
-pub use forestream_model::streams::{Projection, StreamIdentity, TrainingMode as Mode};
+pub use forestream_model::streams::{Projection, StreamIdentity, StreamPosition, TrainingMode as Mode};
 pub use forestream_train::{
     CHECKPOINT, Draw, Evaluation, JointSettings, LOG, NextTokenFigures, Objective, Observer, Origin, Outcome,
     PROVENANCE, Preset, Schedule, Start, StepReport, StepSeconds, TrainError, TrainSettings, Trainer,

@@ -74,10 +74,11 @@ fn one_command_makes_an_adapter_that_drafts() {
 fn streams_with_rotated_values_draft_in_either_pass() {
     let sandbox = Sandbox::new();
     let (data, output) = (sandbox.file("mine.jsonl", rows(60)), sandbox.path("adapter"));
-    let flags = "--value-rotation 0.5 --no-token-conditioning";
+    let flags = "--value-rotation 0.5 --no-token-conditioning --stream-position anchor";
     train(&sandbox, &data, &output, flags).assert_success();
     let config: Value = serde_json::from_slice(&std::fs::read(output.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(config["streams"]["identity"]["value_rotation"]["angle"], 0.5, "{config}");
+    assert_eq!(config["streams"]["position"], "anchor", "{config}");
     let (model, adapter) = (tiny_model("tiny-llama"), output.to_str().unwrap());
     let ids = |more: &[&str]| {
         let arguments = ["generate", "-m", &model, "-p", "Count from 7", "--temp", "0", "-n", "24", "--output", "json"];

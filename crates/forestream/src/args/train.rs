@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 use forestream::NamedDevice;
 use forestream::dataset::Task;
 use forestream::train::{
-    Draw, JointSettings, MainLoraSizes, Objective, Origin, Preset, Projection, Schedule, StreamIdentity, StreamSizes,
-    TaskRows, TrainRequest, TrainSettings, USUAL_MAX_LEN,
+    Draw, JointSettings, MainLoraSizes, Objective, Origin, Preset, Projection, Schedule, StreamIdentity,
+    StreamPosition, StreamSizes, TaskRows, TrainRequest, TrainSettings, USUAL_MAX_LEN,
 };
 
 use super::high::nonzero;
@@ -158,6 +158,10 @@ pub(crate) struct StreamArgs {
     /// The paper's bound is pi / 2 / (longest text + streams) [default: stream n starts from a learned embedding]
     #[arg(long, value_name = "EPSILON", allow_negative_numbers = true)]
     pub(crate) value_rotation: Option<f32>,
+    /// Where streams stand for rotary embedding: each at the place of its token, or all at their position
+    /// [default: that of the adapter to start from, else following]
+    #[arg(long, value_name = "RULE")]
+    pub(crate) stream_position: Option<PositionName>,
 }
 
 /// How it is trained.
@@ -244,6 +248,15 @@ pub(crate) enum ScheduleName {
     Cosine,
     /// Along a line.
     Linear,
+}
+
+/// Where streams stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PositionName {
+    /// Stream n of position t at t + n.
+    Following,
+    /// At t.
+    Anchor,
 }
 
 /// A preset.
@@ -380,5 +393,9 @@ fn stream_sizes(args: &StreamArgs) -> StreamSizes {
         early_exit_rank: args.early_exit_rank,
         token_conditioning: args.no_token_conditioning.then_some(false),
         identity: args.value_rotation.map(|angle| StreamIdentity::ValueRotation { angle }),
+        position: args.stream_position.map(|position| match position {
+            PositionName::Following => StreamPosition::Following,
+            PositionName::Anchor => StreamPosition::Anchor,
+        }),
     }
 }
