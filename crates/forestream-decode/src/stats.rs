@@ -9,7 +9,7 @@ pub struct Stats {
     pub prompt_tokens: usize,
     /// Of those, tokens whose rows were in the cache already.
     pub reused_tokens: usize,
-    /// Prompt tokens that went through passes so far: the others, once the prompt is read.
+    /// Prompt tokens that went through passes so far; once the prompt is read, all that were not reused.
     pub read_tokens: usize,
     /// Passes over parts of the prompt.
     pub prefill_passes: usize,

@@ -142,17 +142,20 @@ impl ChatTemplate {
         let mut context = BTreeMap::from([
             ("messages", Value::from(Serde(inputs.messages))),
             ("add_generation_prompt", Value::from(inputs.add_generation_prompt)),
-            ("tools", json(inputs.tools)),
-            ("documents", json(inputs.documents)),
             ("strftime_now", Value::from_function(move |format: &str| python_time::format(format, now))),
         ]);
         context.extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
+        let lists = [("tools", inputs.tools), ("documents", inputs.documents)];
+        context.extend(lists.into_iter().filter(|(_, list)| list.is_some()).map(|(name, list)| (name, json(list))));
         for (name, value) in inputs.extra.into_iter().flatten() {
             // A conversation that is replaced here would never be seen.
             if name == RAISE_EXCEPTION || context.contains_key(name.as_str()) {
                 return Err(TextError::ReservedVariable { name: name.clone() });
             }
             context.insert(name.as_str(), Value::from(Serde(value)));
+        }
+        for (name, _) in lists {
+            context.entry(name).or_insert_with(|| json(None)); // templates ask whether there are any
         }
         Ok(Value::from_pairs(context))
     }

@@ -103,7 +103,7 @@ pub enum TextError {
     #[error("the model has no chat template; give one, or send a plain prompt")]
     NoChatTemplate,
     /// A chat template is not valid Jinja.
-    #[error("the chat template `{name}` of {origin} is broken; mend it, or give another with --chat-template-file")]
+    #[error("the chat template `{name}` of {origin} is broken; mend it, or use another")]
     BrokenChatTemplate {
         /// The name of the template.
         name: String,
@@ -114,8 +114,7 @@ pub enum TextError {
     },
     /// A chat template refused a conversation, or failed at it.
     #[error(
-        "the chat template `{name}` of {origin} does not take this conversation; change it, or give another template \
-         with --chat-template-file"
+        "the chat template `{name}` of {origin} does not take this conversation; change it, or use another template"
     )]
     ChatTemplateFailed {
         /// The name of the template.
@@ -127,8 +126,7 @@ pub enum TextError {
     },
     /// A chat template took more work or memory than any conversation needs.
     #[error(
-        "the chat template `{name}` of {origin} was stopped: it takes more work than any conversation needs; give \
-         another with --chat-template-file"
+        "the chat template `{name}` of {origin} was stopped: it takes more work than any conversation needs; use another"
     )]
     EndlessChatTemplate {
         /// The name of the template.

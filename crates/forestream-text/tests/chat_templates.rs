@@ -223,13 +223,15 @@ fn a_long_conversation_is_not_too_much() {
 
 #[test]
 fn variables_that_the_program_sets_are_not_replaced() {
-    let template = tokenizer(Some("{{ messages[0].content }}{{ thinks }}")).chat_template().unwrap();
+    let source = "{{ messages[0].content }}{{ thinks }}{{ tools | length if tools is not none }}";
+    let template = tokenizer(Some(source)).chat_template().unwrap();
     let render = |variables: Value| {
         let extra = variables.as_object().unwrap();
         template.render(&ChatInputs { extra: Some(extra), ..ChatInputs::new(&hello()) })
     };
     assert_eq!(render(json!({ "thinks": "!" })).unwrap(), "Hello!");
-    for name in ["messages", "add_generation_prompt", "tools", "strftime_now", "raise_exception", "bos_token"] {
+    assert_eq!(render(json!({ "tools": [1, 2] })).unwrap(), "Hello2", "nobody else gives any");
+    for name in ["messages", "add_generation_prompt", "strftime_now", "raise_exception", "bos_token"] {
         let error = render(json!({ name: [] })).unwrap_err().to_string();
         assert!(error.contains(&format!("`{name}`")), "{error}");
     }

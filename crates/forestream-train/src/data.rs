@@ -264,7 +264,7 @@ impl DataReader<'_> {
                 self.fingerprint
             ));
         }
-        let written_with = header.get("adapter").and_then(Value::as_str);
+        let written_with = header.get("task_digest").and_then(Value::as_str);
         match (self.writer, written_with) {
             (Writer::Target(adapter), written_with) if adapter != written_with => {
                 let name = |adapter: Option<&str>| {

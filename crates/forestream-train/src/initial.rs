@@ -3,7 +3,7 @@
 use forestream_burn::StreamWeights;
 use forestream_burn::tensor::Device;
 use forestream_model::DecoderConfig;
-use forestream_model::streams::{Adapter, AdapterConfig, MAIN_LAYERS};
+use forestream_model::streams::{Adapter, AdapterConfig, MAIN_LAYERS, STREAM_LAYERS};
 
 use crate::adamw::Named;
 use crate::{TrainError, inner_features};
@@ -63,7 +63,7 @@ pub(crate) fn initial_weights(
 
 /// The layer that a tensor of stream rows belongs to.
 fn layer_of(name: &str) -> Option<usize> {
-    name.strip_prefix("layers.")?.split('.').next()?.parse().ok()
+    name.strip_prefix(STREAM_LAYERS)?.strip_prefix('.')?.split('.').next()?.parse().ok()
 }
 
 /// Keeps the first `num_streams` streams; further ones begin as the last, which foresees what is nearest to theirs.

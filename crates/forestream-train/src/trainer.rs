@@ -456,7 +456,7 @@ impl Trainer {
             identity.insert("quantize".to_owned(), format.to_string().into());
         }
         if let Some(fitted) = &self.fitted {
-            identity.insert("adapter.sha256".to_owned(), fitted.task_digest().into());
+            identity.insert("adapter.task_digest".to_owned(), fitted.task_digest().into());
         }
         for (name, data) in [("data", &self.training), ("eval_data", &self.held_out)] {
             identity.insert(format!("{name}.sha256"), data.sha256.clone().into());

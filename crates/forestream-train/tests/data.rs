@@ -104,9 +104,9 @@ fn token_ids_are_taken_as_they_are_and_the_header_is_checked() {
 fn answers_of_a_fitted_model_belong_to_its_streams() {
     let fixture = Fixture::new();
     let header =
-        r#"{"forestream_distill":1,"model":"tiny","fingerprint":"0123456789abcdef","adapter":"aabbccddeeff00"}"#;
+        r#"{"forestream_distill":1,"model":"tiny","fingerprint":"0123456789abcdef","task_digest":"aabbccddeeff00"}"#;
     let row = r#"{"prompt_token_ids": [5, 6], "completion_token_ids": [7, 8, 9]}"#;
-    let [fitted, of_base] = [header.to_owned(), header.replace(r#","adapter":"aabbccddeeff00""#, "")]
+    let [fitted, of_base] = [header.to_owned(), header.replace(r#","task_digest":"aabbccddeeff00""#, "")]
         .map(|header| format!("{header}\n{row}\n"));
     let read = |text: &str, writer| DataReader { writer, ..fixture.reader() }.read(&fixture.file(text), None);
     let target = Writer::Target(Some("aabbccddeeff00"));

@@ -141,7 +141,7 @@ fn a_file_that_was_made_otherwise_is_refused_and_left_as_it_is() {
         (&text, &["-s", "1"], "seed 0, and 1"),
         (&text, &["--raw"], "prompt_format \"chat\", and \"raw\""),
         (&text, &["--quantize", "q8_0"], "weight_format"),
-        (&text, &["--adapter", adapter.to_str().unwrap()], "adapter null, and "),
+        (&text, &["--adapter", adapter.to_str().unwrap()], "task_digest null, and "),
         (&text, &["-m", &other_model], "fingerprint"),
         (&text, &["--template", "Say {prompt}"], "line 2: the answer is to \"one\""),
         ("{\"prompt\": \"mine\"}\n", &[], "does not begin as a file of answers does"),
@@ -181,7 +181,7 @@ fn answers_of_one_fitted_model_are_not_continued_by_another() {
     let whole = answers(&sandbox);
     distill(&sandbox, &whole, &flags).assert_success();
     make_joint(&adapter, 2.0);
-    distill(&sandbox, &whole, &flags).assert_error(1, &["answers.jsonl", "adapter \""]);
+    distill(&sandbox, &whole, &flags).assert_error(1, &["answers.jsonl", "task_digest \""]);
     assert_eq!(answers(&sandbox), whole);
 }
 

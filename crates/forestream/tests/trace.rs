@@ -265,3 +265,24 @@ fn an_answer_that_fails_leaves_the_old_page() {
     assert!(std::fs::read_to_string(&old).unwrap().contains("</script>"));
     assert_eq!(names(), ["old.html"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_page_keeps_its_permissions_and_the_link_that_leads_to_it() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let [page, link] = ["page.html", "link.html"].map(|name| sandbox.path(name));
+    symlink(&page, &link).unwrap();
+    let generate = |more: &[&str]| {
+        let trace = ["--trace", link.to_str().unwrap()];
+        sandbox.run(&[&["generate", "-m", &model, "-p", TEXT, "-n", "4"], &trace[..], more].concat())
+    };
+    generate(&["-c", "8"]).assert_error(1, &["the context holds 8"]);
+    assert!(link.is_symlink() && !page.exists(), "the page that the link leads to is not there yet");
+    generate(&[]).assert_success();
+    std::fs::set_permissions(&page, std::fs::Permissions::from_mode(0o600)).unwrap();
+    generate(&[]).assert_success();
+    assert!(link.is_symlink() && std::fs::read_to_string(&page).unwrap().contains("</script>"));
+    assert_eq!(page.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+}

@@ -13,10 +13,10 @@ const CONTROL_TOKEN: i64 = 3;
 
 /// The range of a sampling setting, in the engine's precision, and its name for people.
 type Range = (fn(f32) -> bool, &'static str);
-const TEMPERATURE: Range = (|x| x >= 0.0 && x.is_finite(), "0 or more");
+const TEMPERATURE: Range = (|x| x >= 0.0 && x.is_finite(), "a finite number, 0 or more");
 const TOP_P: Range = (|x| x > 0.0 && x <= 1.0, "above 0 and at most 1");
 const MIN_P: Range = (|x| (0.0..=1.0).contains(&x), "from 0 to 1");
-const REPETITION_PENALTY: Range = (|x| x > 0.0 && x.is_finite(), "above 0");
+const REPETITION_PENALTY: Range = (|x| x > 0.0 && x.is_finite(), "a finite number above 0");
 
 /// Special tokens and suggested sampling settings; what a checkpoint does not say is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,8 +80,10 @@ pub(super) fn of_hugging_face(
         let first = |ids: Vec<TokenId>| ids.first().copied();
         defaults.bos_token_id = token_ids(json, "bos_token_id")?.and_then(first).or(defaults.bos_token_id);
         defaults.eos_token_ids = token_ids(json, "eos_token_id")?.unwrap_or(defaults.eos_token_ids);
-        let greedy = (json.flag("do_sample")? == Some(false)).then_some(0.0);
-        defaults.temperature = greedy.or(number("temperature", TEMPERATURE)?).or(defaults.temperature);
+        defaults.temperature = match json.flag("do_sample")? {
+            Some(false) => Some(0.0), // whatever stands beside it
+            _ => number("temperature", TEMPERATURE)?.or(defaults.temperature),
+        };
         defaults.top_k = json.integer("top_k")?.or(defaults.top_k);
         defaults.top_p = number("top_p", TOP_P)?.or(defaults.top_p);
         defaults.min_p = number("min_p", MIN_P)?.or(defaults.min_p);
@@ -111,9 +113,10 @@ fn token_id(path: &Path, key: &str, number: Option<u64>) -> Result<Option<TokenI
 fn in_range(path: &Path, key: &str, number: Option<f64>, range: Range) -> Result<Option<f64>, ModelError> {
     let (is_inside, expected) = range;
     match number {
-        Some(outside) if !is_inside(outside as f32) => {
-            Err(ModelError::malformed(path, format!("`{key}` is {outside}; expected {expected}")))
-        }
+        Some(outside) if !is_inside(outside as f32) => Err(ModelError::malformed(
+            path,
+            format!("`{key}` is {outside:?}; expected {expected}; correct it or remove it"),
+        )),
         number => Ok(number),
     }
 }

@@ -22,11 +22,3 @@ pub(super) struct Layer {
     /// What an adapter of joint mode changes of main rows.
     pub(super) changes: LayerChanges,
 }
-
-impl Layer {
-    /// Bytes of the packed matrices.
-    pub(super) fn num_bytes(&self) -> usize {
-        let matrices = self.qkv_proj.iter().chain(&self.o_proj).chain(&self.gate_up_proj).chain(&self.down_proj);
-        matrices.map(PackedMatrix::num_bytes).sum::<usize>() + self.changes.num_bytes()
-    }
-}

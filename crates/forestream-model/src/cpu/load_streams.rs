@@ -295,7 +295,7 @@ impl Merger<'_> {
         if let Some(error) = failure.into_inner() {
             let problem = format!(
                 "the adapter's change of `{name}` is too great to be stored ({error}); train the adapter again with a lower \
-                 --lr, or leave it out with --spec-type none"
+                 --lr, or leave out --adapter"
             );
             return Err(ModelError::unsupported(self.loader.checkpoint.path(), problem));
         }

@@ -14,14 +14,6 @@ pub(super) struct LayerChanges {
     pub(super) down: Option<LowRank>,
 }
 
-impl LayerChanges {
-    /// Bytes of all factors.
-    pub(super) fn num_bytes(&self) -> usize {
-        let changes = [&self.qkv, &self.o, &self.gate_up, &self.down];
-        changes.into_iter().flatten().map(LowRank::num_bytes).sum()
-    }
-}
-
 /// The changes of the projections of one product.
 #[derive(Debug)]
 pub(super) struct LowRank {
@@ -43,10 +35,6 @@ impl LowRank {
     pub(super) fn new(a: PackedMatrix, b: Vec<Scaled>) -> Self {
         debug_assert_eq!(a.rows(), b.iter().map(|scaled| scaled.b.cols()).sum::<usize>(), "a rank for each row");
         Self { a: [a], b }
-    }
-
-    fn num_bytes(&self) -> usize {
-        self.a[0].num_bytes() + self.b.iter().map(|scaled| scaled.b.num_bytes()).sum::<usize>()
     }
 
     /// `A x` of all rows of `inputs`, into `inner`, `[rows, ranks]`.

@@ -62,12 +62,6 @@ pub struct CpuModel {
 }
 
 impl CpuModel {
-    /// Bytes of the model's own packed weights, without those of streams.
-    pub fn weight_bytes(&self) -> usize {
-        let layers: usize = self.layers.iter().map(Layer::num_bytes).sum();
-        layers + self.embed_tokens.num_bytes() + self.lm_head.as_ref().map_or(0, PackedMatrix::num_bytes)
-    }
-
     /// Keeps the states of output rows before layer `layer_index`, for streams that begin there.
     ///
     /// # Panics

@@ -216,7 +216,7 @@ fn suggested_settings_out_of_range_are_refused() {
     writer.set("general.sampling.top_p", Value::F32(0.0));
     let directory = tempdir().unwrap();
     let message = Checkpoint::open(&writer.write(directory.path())).unwrap_err().to_string();
-    assert!(message.contains("`general.sampling.top_p` is 0; expected above 0 and at most 1"), "{message}");
+    assert!(message.contains("`general.sampling.top_p` is 0.0; expected above 0 and at most 1"), "{message}");
 }
 
 #[test]

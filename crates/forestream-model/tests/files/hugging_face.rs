@@ -295,11 +295,14 @@ fn suggested_settings_out_of_range_are_refused() {
     ];
     for (key, value, expected) in cases {
         let message = error(json!({ key: value })).unwrap_err().to_string();
-        for part in ["generation_config.json", &format!("`{key}` is {}", value.as_f64().unwrap()), expected] {
+        for part in
+            ["generation_config.json", &format!("`{key}` is {:?}", value.as_f64().unwrap()), expected, "remove it"]
+        {
             assert!(message.contains(part), "{message}");
         }
     }
     error(json!({ "top_p": 1.0, "temperature": 0, "repetition_penalty": 0.5, "min_p": 0 })).unwrap();
+    error(json!({ "do_sample": false, "temperature": -1 })).unwrap();
 }
 
 #[test]

@@ -82,7 +82,7 @@ pub(crate) fn drafting(budget: &BudgetArgs, strategy: String, sampling: Sampling
     }
 }
 
-/// A flag that says how streams draft, if one was typed.
+/// A flag that says how streams draft, if one was given.
 pub(crate) fn streaming_flag(budget: &BudgetArgs) -> Option<&'static str> {
     let flags = [
         ("--spec-tree-topk", budget.spec_tree_topk.is_some()),
@@ -90,7 +90,7 @@ pub(crate) fn streaming_flag(budget: &BudgetArgs) -> Option<&'static str> {
         ("--spec-prune-threshold", budget.spec_prune_threshold.is_some()),
         ("--spec-prune-nodes", budget.spec_prune_nodes.is_some()),
     ];
-    flags.into_iter().find_map(|(flag, is_typed)| is_typed.then_some(flag))
+    flags.into_iter().find_map(|(flag, is_given)| is_given.then_some(flag))
 }
 
 fn pruning(budget: &BudgetArgs) -> Option<Pruning> {

@@ -65,8 +65,10 @@ fn contradiction(args: &LowArgs) -> Option<String> {
         return None;
     };
     let (least, most) = (length.min_tokens, usize::try_from(length.max_tokens).ok()?); // -1: no limit
-    let problem =
-        format!("--min-tokens {least} is more than --max-tokens {most} (-n); lower the one, or raise the other");
+    let problem = format!(
+        "--min-tokens {least} is more than --max-tokens {most} (-n); lower the one, or raise the other (what was not typed is in \
+         a FORESTREAM variable or in the configuration file)"
+    );
     (least > most).then_some(problem)
 }
 

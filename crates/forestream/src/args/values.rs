@@ -164,7 +164,7 @@ pub(super) fn finite(text: &str) -> Result<f32, String> {
 /// A finite number above 0.
 pub(super) fn above_zero(text: &str) -> Result<f32, String> {
     let number = number(text)?;
-    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("it must be above 0".to_owned()) }
+    if number.is_finite() && number > 0.0 { Ok(number) } else { Err("it must be a finite number above 0".to_owned()) }
 }
 
 /// A number from 0 to 1.
@@ -176,7 +176,11 @@ pub(super) fn fraction(text: &str) -> Result<f32, String> {
 /// A finite number that is not negative.
 pub(super) fn at_least_zero(text: &str) -> Result<f32, String> {
     let number = number(text)?;
-    if number.is_finite() && number >= 0.0 { Ok(number) } else { Err("it must be 0 or more".to_owned()) }
+    if number.is_finite() && number >= 0.0 {
+        Ok(number)
+    } else {
+        Err("it must be a finite number, 0 or more".to_owned())
+    }
 }
 
 /// A number above 0, up to 1.

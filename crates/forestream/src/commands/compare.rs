@@ -36,9 +36,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
 
 /// The options of every arm, but for its strategy: greedy unless the flags say otherwise.
 fn options(engine: &Engine, args: &CompareArgs) -> GenerateOptions {
-    let mut defaults = engine.default_sampling();
-    defaults.temperature = 0.0;
-    let sampling = args::sampling(&args.sampling, &defaults);
+    let sampling = args::sampling(&args.sampling, &engine.default_sampling());
     GenerateOptions {
         max_tokens: Some(args.max_tokens as usize),
         ..args::drafting(&args.budget, AUTO.to_owned(), sampling)

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -20,7 +20,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_tokens(&engine, args, &prompt_text)?;
     let sampling = args::sampling(&args.sampling, &engine.default_sampling());
     let options = args::generate_options(&args.length, &args.spec, sampling);
-    let page = args.trace.as_deref().map(TracePage::create).transpose()?;
+    let page = args.trace.as_deref().map(TracePage::open).transpose()?;
     let trace = page.is_some().then(|| Trace::new(&engine));
     let mut session = engine.session();
     let running = match &trace {
@@ -115,51 +115,37 @@ fn finish(mut answer: Answer<'_>, mut show: impl FnMut(&str) -> anyhow::Result<(
     Ok(answer.finish())
 }
 
-/// The file of `--trace`, opened before anything is generated: one that cannot be written is known at once. It has another
-/// name until it is complete, so that an answer that fails leaves an old page as it was.
+/// The file of `--trace`, opened before anything is generated: one that cannot be written is known at once. It keeps what it
+/// has until the page is complete, and is removed again if it is new and there is none.
 struct TracePage<'a> {
     path: &'a Path,
     file: File,
-    /// The name until then, and the final one; nothing for what is not a file, such as a device.
-    names: Option<(PathBuf, PathBuf)>,
+    /// Nothing is lost with it.
+    is_empty: bool,
 }
 
 impl<'a> TracePage<'a> {
-    fn create(path: &'a Path) -> anyhow::Result<Self> {
-        let opened = Self::open(path);
-        let (file, names) = opened.with_context(|| format!("cannot create the trace {}", path.display()))?;
-        Ok(Self { path, file, names })
-    }
-
-    fn open(path: &Path) -> io::Result<(File, Option<(PathBuf, PathBuf)>)> {
-        if let Ok(metadata) = fs::metadata(path) {
-            let file = OpenOptions::new().write(true).open(path)?; // also a file that is replaced must be one to write to
-            if !metadata.is_file() {
-                return Ok((file, None));
-            }
-        }
-        let complete = path.canonicalize().unwrap_or_else(|_| path.to_owned()); // a link goes on leading to its page
-        let mut name = complete.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let growing = complete.with_file_name(name);
-        Ok((File::create_new(&growing)?, Some((growing, complete))))
+    fn open(path: &'a Path) -> anyhow::Result<Self> {
+        let is_empty = !path.exists();
+        let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+        let file = opened.with_context(|| format!("cannot create the trace {}", path.display()))?;
+        Ok(Self { path, file, is_empty })
     }
 
     fn write(mut self, page: &str) -> anyhow::Result<()> {
-        let written = self.file.write_all(page.as_bytes()).and_then(|()| match self.names.take() {
-            Some((growing, complete)) => {
-                fs::rename(&growing, complete).inspect_err(|_| drop(fs::remove_file(&growing)))
-            }
-            None => Ok(()),
-        });
-        written.with_context(|| format!("cannot write the trace {}", self.path.display()))
+        let is_file = self.file.metadata().is_ok_and(|metadata| metadata.is_file()); // a device has no length
+        let emptied = if is_file { self.file.set_len(0) } else { Ok(()) };
+        let written = emptied.and_then(|()| self.file.write_all(page.as_bytes()));
+        written.with_context(|| format!("cannot write the trace {}", self.path.display()))?;
+        self.is_empty = false;
+        Ok(())
     }
 }
 
 impl Drop for TracePage<'_> {
     fn drop(&mut self) {
-        if let Some((growing, _)) = &self.names {
-            let _ = fs::remove_file(growing);
+        if self.is_empty {
+            let _ = fs::remove_file(self.path.canonicalize().unwrap_or_else(|_| self.path.to_owned())); // a link stays
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Header {
     weight_format: String,
     /// What [`Adapter::task_digest`] says of an adapter that changes what the model says.
     #[serde(skip_serializing_if = "Option::is_none")]
-    adapter: Option<String>,
+    task_digest: Option<String>,
     prompt_format: &'static str,
     max_tokens: usize,
     ctx_size: usize,
@@ -58,7 +58,7 @@ impl Header {
             model: engine.name().to_owned(),
             fingerprint: engine.fingerprint().to_owned(),
             weight_format: engine.weight_format().to_owned(),
-            adapter: None,
+            task_digest: None,
             prompt_format,
             max_tokens: options.max_tokens,
             ctx_size: engine.ctx_size(),
@@ -81,7 +81,7 @@ impl Header {
     /// # Errors
     /// An adapter that cannot be read.
     pub fn with_adapter(mut self, engine: &Engine, directory: &Path) -> Result<Self, Error> {
-        self.adapter = Adapter::open(directory, engine.config(), engine.fingerprint())?.task_digest();
+        self.task_digest = Adapter::open(directory, engine.config(), engine.fingerprint())?.task_digest();
         Ok(self)
     }
 
