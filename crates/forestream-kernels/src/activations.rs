@@ -14,7 +14,8 @@ pub(crate) struct QuantBlock(pub(crate) [i8; BLOCK_INPUTS]);
 
 /// Rows of inputs, `[rows, width]`, reused between passes.
 ///
-/// The integer form of a block of 32 is `round(x * 127 / max|x|)`, its scale `max|x| / 127`.
+/// The integer form of a block of 32 is `round(x * 127 / max|x|)`, its scale `max|x| / 127`. No integer stands for an
+/// infinity or NaN: a block with one has zero integers and the scale NaN, which makes all outputs of its row NaN.
 #[derive(Debug, Default)]
 pub struct Activations {
     rows: usize,
@@ -151,12 +152,22 @@ unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
         // SAFETY: called through `dispatch!`; the row has 32 values for each block.
         unsafe {
             let from = values.as_ptr().add(index * BLOCK_INPUTS);
-            let (low, high) = (S::load(from), S::load(from.add(LANES)));
-            let lanes = S::to_array(S::max(S::abs(low), S::abs(high)));
-            let mut largest = 0.0_f32;
-            for lane in lanes {
-                largest = if lane > largest { lane } else { largest };
+            // Magnitudes are in the order of their bits, infinity and then NaN above all numbers; comparing them as
+            // floats would lose NaN, and would be a chain of steps where integers are compared in vectors.
+            let mut largest_bits = 0;
+            for i in 0..BLOCK_INPUTS {
+                let bits = (*from.add(i)).abs().to_bits();
+                largest_bits = if bits > largest_bits { bits } else { largest_bits };
             }
+            let largest = f32::from_bits(largest_bits);
+            if !largest.is_finite() {
+                quants.fill(0); // each instruction set would make other integers of these values
+                to.scales[index] = f32::NAN;
+                to.sums[2 * index..2 * index + 2].fill(0);
+                to.scaled_sums[index] = f32::NAN;
+                continue;
+            }
+            let (low, high) = (S::load(from), S::load(from.add(LANES)));
             let scale = largest / 127.0;
             let inverse = S::splat(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
             let low_sum = S::store_i8(S::mul(low, inverse), quants);
@@ -198,6 +209,37 @@ mod tests {
             let scale = reference.scales[i / BLOCK_INPUTS];
             let error = (f32::from(quant) * scale - value).abs();
             assert!(error <= 0.500_01 * scale, "{quant} * {scale} for {value}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_spoils_its_block_alike_on_all_instruction_sets() {
+        let pool = ThreadPool::new(1).unwrap();
+        let clean: Vec<f32> = (0..96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.07).collect();
+        let quantize = |isa, values: &[f32]| {
+            let mut rows = Activations::new();
+            rows.fill(&pool, isa, [1, 96], &|_, to| to.copy_from_slice(values));
+            rows
+        };
+        let reference = quantize(Isa::PORTABLE, &clean);
+        for isa in Isa::available() {
+            for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for place in [0, 5, 15, 16, 27, 31] {
+                    let mut values = clean.clone();
+                    values[BLOCK_INPUTS + place] = value;
+                    let rows = quantize(isa, &values);
+                    let what = format!("{value} at {place} on {}", isa.name());
+                    assert_eq!((rows.quants[1].0, &rows.sums[2..4]), ([0; BLOCK_INPUTS], &[0; 2][..]), "{what}");
+                    assert!(rows.scales[1].is_nan() && rows.scaled_sums[1].is_nan(), "{what}");
+                    for block in [0, 2] {
+                        let parts = |rows: &Activations| {
+                            let sums = [rows.sums[2 * block], rows.sums[2 * block + 1]];
+                            (rows.quants[block], sums, [rows.scales[block], rows.scaled_sums[block]].map(f32::to_bits))
+                        };
+                        assert_eq!(parts(&rows), parts(&reference), "{what}");
+                    }
+                }
+            }
         }
     }
 }

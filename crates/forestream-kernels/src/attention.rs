@@ -555,6 +555,26 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_nan_shows_in_every_query_that_sees_it() {
+        let (head_dim, len) = (64, 77);
+        let content: Vec<u32> = (0..len).collect();
+        let clean = Cache::new(head_dim, &content);
+        let queries = queries(3, head_dim);
+        let visible = [seen(len as usize), seen(40), seen(len as usize)];
+        let expected = run(Isa::PORTABLE, &clean, &queries, &visible, &[]);
+        for slot in [40, 41, 63, 64, 76] {
+            let mut cache = Cache::new(head_dim, &content);
+            cache.keys[slot / BLOCK_SLOTS * head_dim * BLOCK_SLOTS + slot % BLOCK_SLOTS] = f16::NAN;
+            for isa in Isa::available() {
+                let got = run(isa, &cache, &queries, &visible, &[]);
+                let [before, others, after] = [0, 1, 2].map(|node| &got[node * head_dim..(node + 1) * head_dim]);
+                assert!(before.iter().chain(after).all(|x| x.is_nan()), "slot {slot} on {}", isa.name());
+                assert_eq!(others, &expected[head_dim..2 * head_dim], "slot {slot} on {}", isa.name());
+            }
+        }
+    }
+
+    #[test]
     fn a_tree_node_gets_the_bits_of_its_path_in_a_chain() {
         let head_dim = 64;
         // The same path, once as slots 0..47 and once with its last four keys scattered among other nodes.

@@ -2,7 +2,7 @@
 
 use crate::simd::Simd;
 
-/// `e^x`, relative error below 2e-7 for -87 <= x <= 88; smaller inputs give `e^-87`, larger ones `e^88`.
+/// `e^x`, relative error below 2e-7 for -87 <= x <= 88; smaller inputs give `e^-87`, larger ones `e^88`, NaN NaN.
 ///
 /// Cody and Waite's reduction to |r| <= ln 2 / 2, then the Taylor polynomial of degree 7.
 ///
@@ -15,7 +15,8 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F32) -> S::F32 {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
-        let x = S::max(S::min(x, S::splat(88.0)), S::splat(-87.0));
+        // The limits come first, since `min` and `max` return the second of a pair with NaN.
+        let x = S::max(S::splat(-87.0), S::min(S::splat(88.0), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-LN2_HIGH), x);
         let r = S::fma(n, S::splat(-LN2_LOW), r);
@@ -69,6 +70,20 @@ mod tests {
             let mut values = inputs.clone();
             dispatch!(isa, apply(values: &mut [f32] = &mut values));
             assert_eq!(values, reference, "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn exp_keeps_nan_and_bounds_what_is_out_of_range() {
+        for isa in Isa::available() {
+            let mut values =
+                [88.0, 89.0, f32::INFINITY, -87.0, -88.0, f32::NEG_INFINITY, f32::NAN, -f32::NAN].repeat(2);
+            dispatch!(isa, apply(values: &mut [f32] = &mut values));
+            for half in values.chunks(8) {
+                let (bounds, clamped) = ([half[0], half[0], half[3], half[3]], [half[1], half[2], half[4], half[5]]);
+                assert_eq!(clamped, bounds, "{}", isa.name());
+                assert!(half[..6].iter().all(|x| x.is_finite()) && half[6..].iter().all(|x| x.is_nan()), "{half:?}");
+            }
         }
     }
 }

@@ -6,7 +6,9 @@ use forestream_model::streams::Calibration;
 pub(crate) type Proposal = (f32, bool);
 
 /// Newton's method settles within a few of these.
-const ITERATIONS: usize = 25;
+const ITERATIONS: usize = 50;
+/// A smaller step changes nothing.
+const SMALLEST_STEP: f64 = 1e-9;
 /// Holds the curve near the identity where there are but a few labels, or all agree.
 const RIDGE: f64 = 1.0;
 /// Beyond these, probabilities are as good as certain.
@@ -18,19 +20,63 @@ pub(crate) fn log_odds(p: f32) -> f32 {
     (p / (1.0 - p)).ln()
 }
 
-/// The curve that gives the labels the greatest likelihood; the identity without proposals.
+/// The curve that gives the labels the greatest likelihood; the identity without proposals. It never falls: a proposal does not
+/// become less likely by being more probable.
 pub(crate) fn fit(proposals: &[Proposal]) -> Calibration {
-    let (mut slope, mut intercept) = (1.0_f64, 0.0_f64);
+    let mut curve = Curve { slope: 1.0, intercept: 0.0 };
     if proposals.is_empty() {
         return Calibration::default();
     }
+    let mut likelihood = curve.likelihood(proposals);
     for _ in 0..ITERATIONS {
+        let step = curve.step(proposals);
+        let length = step[0].abs().max(step[1].abs());
+        // Where confidence is nearly certain and sometimes wrong, a full step overshoots, and the next one back again.
+        let mut scale = (2.0 / length).min(1.0);
+        let better = loop {
+            if scale * length < SMALLEST_STEP {
+                break None;
+            }
+            let next = curve.moved(step, scale);
+            let next_likelihood = next.likelihood(proposals);
+            if next_likelihood > likelihood {
+                break Some((next, next_likelihood));
+            }
+            scale *= 0.5;
+        };
+        let Some(better) = better else { break };
+        (curve, likelihood) = better;
+    }
+    Calibration { slope: curve.slope as f32, intercept: curve.intercept as f32 }
+}
+
+/// A curve on its way to the best one.
+#[derive(Clone, Copy)]
+struct Curve {
+    slope: f64,
+    intercept: f64,
+}
+
+impl Curve {
+    /// The logarithm of the labels' probability, less what the ridge takes for the distance from the identity.
+    fn likelihood(self, proposals: &[Proposal]) -> f64 {
+        let of_label = |&(x, is_target): &Proposal| {
+            let log_odds = self.slope * f64::from(x) + self.intercept;
+            let against = if is_target { -log_odds } else { log_odds };
+            -(against.max(0.0) + (-against.abs()).exp().ln_1p())
+        };
+        let distance = (1.0 - self.slope).powi(2) + self.intercept.powi(2);
+        proposals.iter().map(of_label).sum::<f64>() - 0.5 * RIDGE * distance
+    }
+
+    /// Newton's step towards the greatest likelihood; along the intercept alone where the slope would fall below 0.
+    fn step(self, proposals: &[Proposal]) -> [f64; 2] {
         // The ridge pulls towards the identity.
-        let mut gradient = [RIDGE * (1.0 - slope), -RIDGE * intercept];
+        let mut gradient = [RIDGE * (1.0 - self.slope), -RIDGE * self.intercept];
         let mut hessian = [RIDGE, 0.0, RIDGE];
         for &(x, is_target) in proposals {
             let x = f64::from(x);
-            let p = 1.0 / (1.0 + (-(slope * x + intercept)).exp());
+            let p = 1.0 / (1.0 + (-(self.slope * x + self.intercept)).exp());
             let (error, curvature) = (f64::from(u8::from(is_target)) - p, p * (1.0 - p));
             gradient[0] += error * x;
             gradient[1] += error;
@@ -38,17 +84,19 @@ pub(crate) fn fit(proposals: &[Proposal]) -> Calibration {
             hessian[1] += curvature * x;
             hessian[2] += curvature;
         }
+        if self.slope == 0.0 && gradient[0] < 0.0 {
+            return [0.0, gradient[1] / hessian[2]];
+        }
         let determinant = hessian[0] * hessian[2] - hessian[1] * hessian[1];
-        let step = [
+        [
             (hessian[2] * gradient[0] - hessian[1] * gradient[1]) / determinant,
             (hessian[0] * gradient[1] - hessian[1] * gradient[0]) / determinant,
-        ];
-        // A full step can overshoot where labels are rare.
-        let scale = (2.0 / step[0].abs().max(step[1].abs())).min(1.0);
-        slope += scale * step[0];
-        intercept += scale * step[1];
+        ]
     }
-    Calibration { slope: slope as f32, intercept: intercept as f32 }
+
+    fn moved(self, [slope, intercept]: [f64; 2], scale: f64) -> Self {
+        Self { slope: (self.slope + scale * slope).max(0.0), intercept: self.intercept + scale * intercept }
+    }
 }
 
 #[cfg(test)]
@@ -83,6 +131,30 @@ mod tests {
             let fitted = fit(&[(0.5, label), (-1.0, label), (2.0, label)]);
             assert!(fitted.slope.is_finite() && fitted.intercept.is_finite(), "{fitted:?}");
         }
+    }
+
+    /// As an overfitted drafter proposes: certain, and sometimes wrong.
+    #[test]
+    fn certain_proposals_that_are_sometimes_wrong_get_their_share() {
+        let certain = log_odds(1.0);
+        for (num_right, expected) in [(500, 0.5), (750, 0.75), (999, 0.999)] {
+            let proposals: Vec<Proposal> = (0..1000).map(|index| (certain, index < num_right)).collect();
+            let share = fit(&proposals).apply(1.0);
+            assert!((share - expected).abs() < 0.01, "{num_right}: {share}");
+        }
+        // The second choices of such a drafter, certain to be wrong, are right at times.
+        let mut proposals: Vec<Proposal> = (0..1000).map(|index| (certain, index % 4 > 0)).collect();
+        proposals.extend((0..3000).map(|index| (-certain, index % 12 == 0)));
+        let fitted = fit(&proposals);
+        assert!(fitted.slope > 0.05 && fitted.apply(1.0) > 0.7 && fitted.apply(0.0) < 0.1, "{fitted:?}");
+    }
+
+    #[test]
+    fn a_curve_never_falls() {
+        let contrary: Vec<Proposal> =
+            (0..4000).map(|index| if index % 2 == 0 { (3.0, false) } else { (-3.0, true) }).collect();
+        let fitted = fit(&contrary);
+        assert!(fitted.slope.abs() < 1e-6 && (fitted.apply(0.5) - 0.5).abs() < 0.01, "{fitted:?}");
     }
 
     #[test]

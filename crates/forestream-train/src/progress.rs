@@ -147,7 +147,8 @@ impl TrainLog {
     }
 
     fn write(&mut self, line: &Value) -> Result<(), TrainError> {
-        writeln!(self.file, "{line}").map_err(TrainError::write(&self.path))
+        let line = format!("{line}\n"); // in one piece, since a run may be killed at any moment
+        self.file.write_all(line.as_bytes()).map_err(TrainError::write(&self.path))
     }
 }
 
@@ -165,7 +166,8 @@ fn next_token_figures(rows: &str, figures: Option<NextTokenFigures>) -> impl Ite
     figures.into_iter().flat_map(named).map(move |(name, value)| (format!("{rows}_{name}"), value))
 }
 
+/// The step of a whole line.
 fn step_of(line: &str) -> Option<usize> {
-    let line: Value = serde_json::from_str(line).ok()?;
+    let line: Value = serde_json::from_str(line.strip_suffix('\n')?).ok()?;
     line.get("step")?.as_u64()?.try_into().ok()
 }

@@ -102,8 +102,14 @@ struct StoredCurve {
 }
 
 impl StoredCurve {
+    /// The curve, if it is one that a measurement gives.
     fn curve(&self) -> Option<CostCurve> {
-        let curve = CostCurve::new(&self.points).ok()?;
+        let are_measured = self.points.iter().map(|&(nodes, _)| nodes).eq(SIZES.iter().copied());
+        let num_streams = self.key.streams.as_ref().map_or(0, |streams| streams.num_streams);
+        let are_whole = self.draft_seconds.len() == num_streams
+            && self.draft_seconds.iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0);
+        let is_timed = self.plain_seconds.is_finite() && self.plain_seconds > 0.0;
+        let curve = CostCurve::new(&self.points).ok().filter(|_| are_measured && are_whole && is_timed)?;
         Some(curve.with_draft_seconds(self.draft_seconds.clone()))
     }
 }
@@ -218,15 +224,26 @@ mod tests {
             threads,
             model: "0123456789abcdef0123456789abcdef".to_owned(),
             format: "as stored".to_owned(),
-            streams: None,
+            streams: fake().streams().map(|streams| streams.adapter().streams.clone()),
             main_lora: None,
         }
+    }
+
+    fn fake() -> FakeModel {
+        FakeModel::new(50, 1.0)
+    }
+
+    /// A curve as a measurement of the fake model gives it.
+    fn measured() -> CostCurve {
+        let points: Vec<(usize, f64)> = SIZES.iter().map(|&nodes| (nodes, nodes as f64)).collect();
+        let num_streams = key(1).streams.map_or(0, |streams| streams.num_streams);
+        CostCurve::new(&points).unwrap().with_draft_seconds(vec![0.5; num_streams])
     }
 
     #[test]
     fn a_curve_is_kept_until_the_machine_is_quicker() {
         let directory = tempfile::tempdir().unwrap();
-        let model = FakeModel::new(50, 1.0);
+        let model = fake();
         let curve = || load_or_measure(&model, &key(1), Some(directory.path())).unwrap();
         let first = curve();
         assert_eq!(first.max_nodes(), 32);
@@ -241,7 +258,7 @@ mod tests {
     #[test]
     fn a_curve_of_another_machine_or_version_is_not_used() {
         let directory = tempfile::tempdir().unwrap();
-        let curve = CostCurve::new(&[(1, 1.0), (2, 1.5)]).unwrap();
+        let curve = measured();
         store(&key(1), 1.0, &curve, directory.path()).unwrap();
         let read = |key: &CostCurveKey| load(key, directory.path()).and_then(|stored| stored.curve());
         assert_eq!(read(&key(1)), Some(curve));
@@ -257,5 +274,25 @@ mod tests {
         assert_ne!(names[0], names[1], "curves that differ do not push each other out");
         fs::write(directory.path().join(key(1).file_name()), "{").unwrap();
         assert_eq!(read(&key(1)), None);
+    }
+
+    #[test]
+    fn a_damaged_curve_counts_as_absent() {
+        let directory = tempfile::tempdir().unwrap();
+        store(&key(1), 1.5, &measured(), directory.path()).unwrap();
+        let path = directory.path().join(key(1).file_name());
+        let text = fs::read_to_string(&path).unwrap();
+        for (from, to) in [
+            ("      32,\n", "      4000000000,\n"),
+            ("      32,\n", "      33,\n"),
+            ("\"plain_seconds\": 1.5", "\"plain_seconds\": 0.0"),
+            ("    0.5,\n", ""),
+            ("    0.5,\n", "    -0.5,\n"),
+        ] {
+            let damaged = text.replacen(from, to, 1);
+            assert_ne!(damaged, text, "{from}");
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(load(&key(1), directory.path()).and_then(|stored| stored.curve()), None, "{to}");
+        }
     }
 }

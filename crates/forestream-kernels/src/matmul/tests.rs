@@ -132,6 +132,34 @@ fn extreme_quants_do_not_saturate() {
 }
 
 #[test]
+fn a_value_that_is_not_finite_makes_all_outputs_of_its_row_nan_and_no_others() {
+    let pool = ThreadPool::new(1).unwrap();
+    for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
+        let bytes = weights(format, 37, 256, 11);
+        let matrix =
+            [PackedMatrix::pack(&pool, &WeightMemory::new(), format, [37, 256], &bytes, RowOrder::Same).unwrap()];
+        let clean = inputs(&pool, Isa::PORTABLE, 5, 256);
+        let expected = product(&pool, Isa::PORTABLE, &clean, &matrix);
+        for isa in Isa::available() {
+            for (value, place) in [(f32::NAN, 70), (f32::NAN, 90), (f32::INFINITY, 70), (f32::NEG_INFINITY, 90)] {
+                let mut input = Activations::new();
+                input.fill(&pool, isa, [5, 256], &|row, to| {
+                    to.copy_from_slice(clean.row(row));
+                    if row == 3 {
+                        to[place] = value;
+                    }
+                });
+                let got = product(&pool, isa, &input, &matrix);
+                for (row, (got, expected)) in got.chunks(37).zip(expected.chunks(37)).enumerate() {
+                    let is_as_due = if row == 3 { got.iter().all(|x| x.is_nan()) } else { got == expected };
+                    assert!(is_as_due, "{format}, {value} at {place} on {}, row {row}: {got:?}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_does_not_depend_on_its_neighbours_the_threads_or_the_other_parts() {
     let cols = 256;
     let pools = [ThreadPool::new(1).unwrap(), ThreadPool::new(3).unwrap()];

@@ -87,13 +87,6 @@ mod lanes {
             unsafe { (_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
         }
         #[inline(always)]
-        unsafe fn abs(a: Pair) -> Pair {
-            unsafe {
-                let sign = _mm256_set1_ps(-0.0);
-                (_mm256_andnot_ps(sign, a.0), _mm256_andnot_ps(sign, a.1))
-            }
-        }
-        #[inline(always)]
         unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
             unsafe { (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
         }

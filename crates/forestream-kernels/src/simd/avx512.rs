@@ -85,10 +85,6 @@ mod lanes {
             unsafe { _mm512_min_ps(a, b) }
         }
         #[inline(always)]
-        unsafe fn abs(a: __m512) -> __m512 {
-            unsafe { _mm512_abs_ps(a) }
-        }
-        #[inline(always)]
         unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }

@@ -43,9 +43,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn sub(a: Self::F32, b: Self::F32) -> Self::F32;
     unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32;
     unsafe fn div(a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The larger of each pair; of a pair with NaN the second.
     unsafe fn max(a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The smaller of each pair; of a pair with NaN the second.
     unsafe fn min(a: Self::F32, b: Self::F32) -> Self::F32;
-    unsafe fn abs(a: Self::F32) -> Self::F32;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     /// Nearest integers, ties to even; inputs within the range of `i32`.

@@ -67,10 +67,6 @@ impl Simd for Portable {
         map(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    unsafe fn abs(a: Self::F32) -> Self::F32 {
-        map(|i| a[i].abs())
-    }
-    #[inline(always)]
     unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         map(|i| a[i].mul_add(b[i], c[i]))
     }
