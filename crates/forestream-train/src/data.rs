@@ -329,7 +329,8 @@ impl DataReader<'_> {
     }
 }
 
-/// All rows, or those of a draw: the first row if it is a header, and as many others as it takes.
+/// All rows, or those of a draw: the first row if it is a header, and as many others as it takes. A row that cannot be read is an
+/// error, drawn or not: behind it may be rows that are missing.
 fn drawn(mut rows: Vec<Result<Row, RowError>>, draw: Option<Draw>) -> Vec<Result<Row, RowError>> {
     let Some(Draw { count, seed }) = draw else { return rows };
     let is_header = |row: &Result<Row, RowError>| row.as_ref().is_ok_and(|row| row.fields.contains_key(DISTILL_MARK));
@@ -340,7 +341,7 @@ fn drawn(mut rows: Vec<Result<Row, RowError>>, draw: Option<Draw>) -> Vec<Result
         is_taken[first + index] = true;
     }
     let mut is_taken = is_taken.into_iter(); // errors come in the order of the file
-    rows.retain(|_| is_taken.next() == Some(true));
+    rows.retain(|row| is_taken.next() == Some(true) || row.is_err());
     rows
 }
 

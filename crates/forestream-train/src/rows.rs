@@ -5,12 +5,15 @@
 
 use std::fmt;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use csv::StringRecord;
+use parquet::errors::ParquetError;
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::reader::RowIter;
+use parquet::record::{Field, Row as ParquetRow};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -161,13 +164,17 @@ impl RowFile {
 
     fn parquet(&self) -> Result<Rows<'_>, RowError> {
         let problem = |error| format!("not a readable Parquet file: {error}; fetch it again, or save it as JSON Lines");
-        let reader =
-            SerializedFileReader::new(self.bytes.clone()).map_err(|error| self.format_error(problem(error)))?;
-        let rows = RowIter::from_file_into(Box::new(reader));
-        Ok(Box::new(rows.enumerate().map(move |(index, row)| {
-            let place = Place::Row(index + 1);
-            let value = row.map(|row| row.to_json_value()).map_err(|error| self.row_error(place, problem(error)))?;
-            self.object(place, Ok(value))
+        let open = || SerializedFileReader::new(self.bytes.clone()).map(|file| RowIter::from_file_into(Box::new(file)));
+        let mut reader = Some(caught(open).map_err(|error| self.format_error(problem(error)))?);
+        Ok(Box::new((1..).map_while(move |number| {
+            let rows = reader.as_mut()?;
+            let fields = caught(|| Ok(rows.next().transpose()?.map(|row| object_of(&row)))).transpose()?;
+            let place = Place::Row(number);
+            Some(fields.map(|fields| Row { place, fields }).map_err(|error| {
+                // The reader's columns are out of step now: what it says next is wrong, and it may never come to an end.
+                reader = None;
+                self.row_error(place, problem(error))
+            }))
         })))
     }
 
@@ -187,6 +194,43 @@ impl RowFile {
 
     fn format_error(&self, problem: String) -> RowError {
         RowError::Format { path: self.path.clone(), problem }
+    }
+}
+
+/// Reads with the Parquet library, which panics on damaged files; that is an error of the file, too.
+///
+/// The panic's own message still reaches standard error: the hook that prints it belongs to the whole program.
+fn caught<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
+    match panic::catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(message) => {
+            let text = message.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| message.downcast_ref::<&str>().copied());
+            Err(text.unwrap_or("it is damaged").to_owned())
+        }
+    }
+}
+
+fn object_of(row: &ParquetRow) -> Map<String, Value> {
+    row.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect()
+}
+
+/// A cell as JSON. Dates and times stay the numbers that they are in the file, because the library panics on those that
+/// its calendar does not know; everything else is as the library says it.
+fn json_of(field: &Field) -> Value {
+    match field {
+        Field::Date(number) | Field::TimeMillis(number) => (*number).into(),
+        Field::TimeMicros(number) | Field::TimestampMillis(number) | Field::TimestampMicros(number) => (*number).into(),
+        Field::Group(row) => Value::Object(object_of(row)),
+        Field::ListInternal(list) => list.elements().iter().map(json_of).collect(),
+        Field::MapInternal(map) => {
+            let name = |key: &Field| match json_of(key) {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            Value::Object(map.entries().iter().map(|(key, value)| (name(key), json_of(value))).collect())
+        }
+        plain => plain.to_json_value(),
     }
 }
 
@@ -234,9 +278,9 @@ pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::data_type::{ByteArrayType, DataType, Int32Type, Int64Type, Int96Type};
     use parquet::file::properties::WriterProperties;
-    use parquet::file::writer::SerializedFileWriter;
+    use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
     use parquet::schema::parser::parse_message_type;
     use serde_json::json;
 
@@ -253,23 +297,39 @@ mod tests {
         rows.map(|row| row.map(|row| (row.place, row.fields.into())).map_err(|error| error.to_string())).collect()
     }
 
-    /// A file with the text columns `prompt` and `completion`.
-    fn parquet(rows: &[[&str; 2]]) -> Vec<u8> {
-        let schema = "message rows { required binary prompt (UTF8); required binary completion (UTF8); }";
-        let schema = Arc::new(parse_message_type(schema).unwrap());
+    /// A file with the columns of `schema`; `write` puts them into its one row group.
+    fn parquet_of(schema: &str, write: impl FnOnce(&mut SerializedRowGroupWriter<'_, &mut Vec<u8>>)) -> Vec<u8> {
+        let schema = Arc::new(parse_message_type(&format!("message rows {{ {schema} }}")).unwrap());
         let mut bytes = Vec::new();
         let properties = Arc::new(WriterProperties::builder().build());
         let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
         let mut group = writer.next_row_group().unwrap();
-        for index in 0..2 {
-            let mut column = group.next_column().unwrap().unwrap();
-            let cells: Vec<ByteArray> = rows.iter().map(|row| row[index].into()).collect();
-            column.typed::<ByteArrayType>().write_batch(&cells, None, None).unwrap();
-            column.close().unwrap();
-        }
+        write(&mut group);
         group.close().unwrap();
         writer.close().unwrap();
         bytes
+    }
+
+    /// Writes the next column; `levels` are the definition and repetition levels of nested columns.
+    fn column<T: DataType>(
+        group: &mut SerializedRowGroupWriter<'_, &mut Vec<u8>>,
+        cells: &[T::T],
+        levels: Option<[&[i16]; 2]>,
+    ) {
+        let mut column = group.next_column().unwrap().unwrap();
+        let [definitions, repetitions] = levels.map_or([None, None], |levels| levels.map(Some));
+        column.typed::<T>().write_batch(cells, definitions, repetitions).unwrap();
+        column.close().unwrap();
+    }
+
+    /// A file with the text columns `prompt` and `completion`.
+    fn parquet(rows: &[[&str; 2]]) -> Vec<u8> {
+        parquet_of("required binary prompt (UTF8); required binary completion (UTF8);", |group| {
+            for index in 0..2 {
+                let cells: Vec<_> = rows.iter().map(|row| row[index].into()).collect();
+                column::<ByteArrayType>(group, &cells, None);
+            }
+        })
     }
 
     #[test]
@@ -320,5 +380,54 @@ mod tests {
         assert_eq!(read("a.csv", "a,b\n").unwrap(), []);
         let error = RowFile::open(Path::new("nowhere/a.csv")).unwrap_err();
         assert_eq!(error.to_string(), "cannot read nowhere/a.csv");
+    }
+
+    #[test]
+    fn dates_and_times_are_numbers_whatever_they_are() {
+        let schema =
+            "required int64 ms (TIMESTAMP_MILLIS); required int64 us (TIMESTAMP_MICROS); required int32 day (DATE);
+            required int32 clock_ms (TIME_MILLIS); required int64 clock_us (TIME_MICROS); required int96 old;
+            required group list (LIST) { repeated group list { required int32 element (DATE); } }
+            required group map (MAP) { repeated group key_value {
+                required int32 key (DATE); required int64 value (TIMESTAMP_MICROS); } }";
+        let bytes = parquet_of(schema, |group| {
+            column::<Int64Type>(group, &[i64::MAX, 1], None);
+            column::<Int64Type>(group, &[i64::MIN, 2], None);
+            column::<Int32Type>(group, &[i32::MAX, 3], None);
+            column::<Int32Type>(group, &[-1, 4], None);
+            column::<Int64Type>(group, &[-2, 5], None);
+            column::<Int96Type>(group, &[vec![0, 0, i32::MAX as u32].into(), vec![0, 0, 2_440_589].into()], None);
+            column::<Int32Type>(group, &[i32::MIN, 6, 7], Some([&[1, 1, 1], &[0, 1, 0]]));
+            column::<Int32Type>(group, &[8, i32::MIN], Some([&[1, 1], &[0, 0]]));
+            column::<Int64Type>(group, &[i64::MAX, 9], Some([&[1, 1], &[0, 0]]));
+        });
+        let day_ms: i64 = 86_400_000;
+        let expected = [
+            json!({"ms": i64::MAX, "us": i64::MIN, "day": i32::MAX, "clock_ms": -1, "clock_us": -2,
+                "old": (i64::from(i32::MAX) - 2_440_588) * day_ms, "list": [i32::MIN, 6], "map": {"8": i64::MAX}}),
+            json!({"ms": 1, "us": 2, "day": 3, "clock_ms": 4, "clock_us": 5, "old": day_ms, "list": [7],
+                "map": {i32::MIN.to_string(): 9}}),
+        ];
+        let rows = read("rows.parquet", bytes).unwrap();
+        assert_eq!(rows.into_iter().map(|(_, row)| row).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_damaged_parquet_file_is_an_error_wherever_it_is_damaged() {
+        let whole = parquet(&[["a", "1"], ["b", "2"]]);
+        let mut num_errors = 0;
+        for (index, mask) in (0..whole.len()).flat_map(|index| [1, 0x0f, 0x80, 0xff].map(|mask| (index, mask))) {
+            let mut bytes = whole.clone();
+            bytes[index] ^= mask;
+            let file = file("rows.parquet", bytes);
+            let Ok(rows) = file.rows() else {
+                num_errors += 1;
+                continue;
+            };
+            let rows: Vec<_> = rows.take(100).collect();
+            assert!(rows.len() < 100, "byte {index} with {mask:#x}: reading goes on after an error");
+            num_errors += usize::from(rows.iter().any(Result::is_err));
+        }
+        assert!(num_errors > whole.len(), "{num_errors} errors of {} bytes", whole.len());
     }
 }

@@ -218,6 +218,11 @@ fn a_draw_takes_rows_from_everywhere_and_keeps_the_header() {
     assert_eq!(first.selection.as_deref(), Some("12 rows drawn with seed 1"));
     let other = rows.replace("0123456789abcdef", "ffff");
     fixture.reader().read(&fixture.file(other), Some(Draw { count: 1, seed: 1 })).unwrap_err();
+    let broken = rows + "no row\n";
+    for seed in 0..4 {
+        let error = fixture.reader().read(&fixture.file(&broken), Some(Draw { count: 1, seed })).unwrap_err();
+        assert!(error.to_string().contains("not a JSON object"), "drawn or not: {error}");
+    }
 }
 
 /// Questions and answers under names of their own.

@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::path::Path;
+use std::process::Output;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::process::command;
 
 /// The crates that hold the promise of exactness, and the one that holds streams to what was trained.
 const PACKAGES: &[&str] = &["forestream-decode", "forestream-model", "forestream-burn"];
 
-/// A planted bug may make a loop endless. In seconds.
+/// A planted bug may make a loop endless. In seconds, of running; compiling may take what it takes.
 const TIME_LIMIT: &str = "900";
 
 /// What `timeout` ends with when it had to end the program.
@@ -33,7 +34,24 @@ pub(super) enum Outcome {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct FailedSuite {
     name: String,
+    /// Empty where they are not known.
     tests: Vec<String>,
+}
+
+impl FailedSuite {
+    fn summary(&self) -> String {
+        match self.tests.len() {
+            0 => self.name.clone(),
+            count => format!("{} ({count})", self.name),
+        }
+    }
+
+    fn description(&self) -> String {
+        match &self.tests[..] {
+            [] => self.name.clone(),
+            tests => format!("{}: `{}`", self.name, tests.join("`, `")),
+        }
+    }
 }
 
 impl Outcome {
@@ -44,11 +62,7 @@ impl Outcome {
     /// One cell of the table: suites, and how many of their tests failed.
     pub(super) fn summary(&self) -> String {
         match self {
-            Self::Failed(suites) => {
-                let counts: Vec<String> =
-                    suites.iter().map(|suite| format!("{} ({})", suite.name, suite.tests.len())).collect();
-                counts.join(", ")
-            }
+            Self::Failed(suites) => suites.iter().map(FailedSuite::summary).collect::<Vec<_>>().join(", "),
             other => other.to_string(),
         }
     }
@@ -61,8 +75,7 @@ impl fmt::Display for Outcome {
             Self::NotCompiled(error) => write!(formatter, "it does not compile: {error}"),
             Self::TimedOut => formatter.write_str("a test that did not end"),
             Self::Failed(suites) => {
-                let suites: Vec<String> =
-                    suites.iter().map(|suite| format!("{}: `{}`", suite.name, suite.tests.join("`, `"))).collect();
+                let suites: Vec<String> = suites.iter().map(FailedSuite::description).collect();
                 formatter.write_str(&suites.join("; "))
             }
         }
@@ -72,37 +85,48 @@ impl fmt::Display for Outcome {
 /// Builds and runs the tests of [`PACKAGES`] in `workspace`.
 ///
 /// # Errors
-/// If cargo cannot be started.
+/// If cargo cannot be started, or fails and names neither an error of the compiler nor a test program.
 pub(super) fn run(workspace: &Path) -> Result<Outcome> {
-    let mut arguments = vec![TIME_LIMIT, "cargo", "test", "--no-fail-fast", "--lib", "--tests"];
-    arguments.extend(PACKAGES.iter().flat_map(|package| ["--package", package]));
-    let mut cargo = command(workspace, "timeout", &arguments); // ends the tests together with cargo
-    cargo.env("CARGO_TARGET_DIR", workspace.with_file_name("build")).env("CARGO_TERM_COLOR", "never");
-    let output = cargo.output().context("cannot start `timeout` (of GNU coreutils)")?;
-    if output.status.success() {
+    let mut cargo = vec!["cargo", "test", "--no-fail-fast", "--lib", "--tests"];
+    cargo.extend(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    let build = output(workspace, &[&cargo[..], &["--no-run"]].concat())?;
+    if !build.status.success() {
+        return Ok(not_compiled(&String::from_utf8_lossy(&build.stderr)));
+    }
+    let tests = output(workspace, &[&["timeout", TIME_LIMIT], &cargo[..]].concat())?; // ends the tests with cargo
+    if tests.status.success() {
         return Ok(Outcome::Passed);
     }
-    if output.status.code() == Some(TIMED_OUT) {
+    if tests.status.code() == Some(TIMED_OUT) {
         return Ok(Outcome::TimedOut);
     }
-    Ok(judge(&String::from_utf8_lossy(&output.stdout), &String::from_utf8_lossy(&output.stderr)))
+    judge(&String::from_utf8_lossy(&tests.stdout), &String::from_utf8_lossy(&tests.stderr))
 }
 
-/// Reads cargo's words: which tests failed, or why nothing ran.
+fn output(workspace: &Path, words: &[&str]) -> Result<Output> {
+    let mut command = command(workspace, words[0], &words[1..]);
+    command.env("CARGO_TARGET_DIR", workspace.with_file_name("build")).env("CARGO_TERM_COLOR", "never");
+    command.output().with_context(|| format!("cannot start `{}` (`timeout` is of GNU coreutils)", words[0]))
+}
+
+fn not_compiled(stderr: &str) -> Outcome {
+    let error = stderr.lines().find(|line| line.starts_with("error")).unwrap_or("cargo does not say why");
+    Outcome::NotCompiled(error.to_owned())
+}
+
+/// Reads cargo's words: which tests failed.
 ///
-/// The test programs write to `stdout` and cargo names the failed ones on `stderr`, both in the order of running.
-fn judge(stdout: &str, stderr: &str) -> Outcome {
+/// The test programs write to `stdout` and cargo names the failed ones on `stderr`, both in the order of running. One
+/// that was aborted (a full stack, say) is named, but leaves no report, so that nobody knows whose report is missing.
+fn judge(stdout: &str, stderr: &str) -> Result<Outcome> {
     let names = stderr.lines().filter_map(|line| line.split_once("to rerun pass `")?.1.strip_suffix('`'));
+    let names: Vec<String> = names.map(suite_name).collect();
+    ensure!(!names.is_empty(), "cargo failed, but names no test program that did:\n{stderr}");
     let reports = stdout.split("\ntest result: ").filter(|report| report.contains("\nfailures:\n"));
-    let suites: Vec<FailedSuite> = names
-        .zip(reports)
-        .map(|(name, report)| FailedSuite { name: suite_name(name), tests: failed_tests(report) })
-        .collect();
-    if suites.is_empty() {
-        let error = stderr.lines().find(|line| line.starts_with("error")).unwrap_or("no test failed, but cargo did");
-        return Outcome::NotCompiled(error.to_owned());
-    }
-    Outcome::Failed(suites)
+    let reports: Vec<Vec<String>> = reports.map(failed_tests).collect();
+    let is_any_missing = names.len() > reports.len();
+    let tests = if is_any_missing { vec![Vec::new(); names.len()] } else { reports };
+    Ok(Outcome::Failed(names.into_iter().zip(tests).map(|(name, tests)| FailedSuite { name, tests }).collect()))
 }
 
 /// `-p forestream-decode --test conformance` in words.
@@ -118,7 +142,7 @@ fn failed_tests(report: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::judge;
+    use super::{judge, not_compiled};
 
     const STDOUT: &str = "
 running 2 tests
@@ -167,7 +191,7 @@ error: 2 targets failed:
 
     #[test]
     fn failed_tests_are_read_suite_by_suite() {
-        let outcome = judge(STDOUT, STDERR);
+        let outcome = judge(STDOUT, STDERR).unwrap();
         let expected =
             "forestream-decode unit tests: `round::tests::b`; forestream-decode conformance: `greedy`, `sampled`";
         assert_eq!(outcome.to_string(), expected);
@@ -177,8 +201,38 @@ error: 2 targets failed:
 
     #[test]
     fn a_compiler_error_is_not_a_noticed_bug() {
-        let outcome = judge("", "warning: x\nerror[E0308]: mismatched types\nerror: could not compile\n");
+        let outcome = not_compiled("warning: x\nerror[E0308]: mismatched types\nerror: could not compile\n");
         assert_eq!(outcome.to_string(), "it does not compile: error[E0308]: mismatched types");
         assert!(!outcome.is_noticed());
+    }
+    const ABORTED: &str = "
+     Running tests/deep.rs (target/debug/deps/deep-1)
+error: test failed, to rerun pass `-p forestream-decode --test deep`
+
+Caused by:
+  process didn't exit successfully: `target/debug/deps/deep-1` (signal: 6, SIGABRT: process abort signal)
+";
+
+    #[test]
+    fn a_test_program_that_aborts_is_a_noticed_bug() {
+        let outcome = judge("\nrunning 2 tests\ntest a ... ok\n", ABORTED).unwrap();
+        assert_eq!(outcome.to_string(), "forestream-decode deep");
+        assert_eq!(outcome.summary(), "forestream-decode deep");
+        assert!(outcome.is_noticed());
+    }
+
+    #[test]
+    fn the_tests_of_one_suite_are_not_told_of_another_that_aborted() {
+        let outcome =
+            judge(&format!("\nrunning 2 tests\ntest a ... ok\n{STDOUT}"), &format!("{ABORTED}{STDERR}")).unwrap();
+        let expected = "forestream-decode deep; forestream-decode unit tests; forestream-decode conformance";
+        assert_eq!(outcome.to_string(), expected);
+        assert_eq!(outcome.summary(), expected.replace(';', ","));
+        assert!(outcome.is_noticed());
+    }
+    #[test]
+    fn a_failure_of_cargo_itself_is_no_outcome() {
+        let error = judge("", "error: no space left\n").unwrap_err().to_string();
+        assert!(error.contains("names no test program") && error.contains("no space left"), "{error}");
     }
 }

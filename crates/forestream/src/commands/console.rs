@@ -2,6 +2,7 @@
 //!
 //! Standard output carries results only; a reader that goes away (`| head`) is not an error.
 
+use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,21 @@ pub(crate) fn note(line: &str) {
 
 /// Prints the error of a command, with its causes, once.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    note(&format!("error: {error:#}"));
+    note(&printable(&format!("error: {error:#}")));
+}
+
+/// Text with its control characters but newline and tab spelled out: a name in a model file can say anything, also what
+/// a terminal would obey. Within a text of JSON the spelling is JSON's own.
+pub(crate) fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() && !matches!(letter, '\n' | '\t') {
+            write!(printable, "\\u{:04x}", u32::from(letter)).expect("writing to a string never fails");
+        } else {
+            printable.push(letter);
+        }
+    }
+    printable
 }
 
 /// A line on a terminal that says what runs; nothing elsewhere.
@@ -172,5 +187,16 @@ impl AnswerProgress {
         }
         let seconds = self.start.elapsed().as_secs() * (self.total - self.num_answers) as u64 / done as u64;
         format!("{}:{:02}:{:02} left", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_spelled_out() {
+        let text = "a\u{1b}]0;title\u{7}\r\u{7f}\u{9b}2J\tñ\n";
+        assert_eq!(printable(text), "a\\u001b]0;title\\u0007\\u000d\\u007f\\u009b2J\tñ\n");
     }
 }

