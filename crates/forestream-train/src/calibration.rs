@@ -34,7 +34,7 @@ pub(crate) fn fit(proposals: &[Proposal]) -> Calibration {
         // Where confidence is nearly certain and sometimes wrong, a full step overshoots, and the next one back again.
         let mut scale = (2.0 / length).min(1.0);
         let better = loop {
-            if scale * length < SMALLEST_STEP {
+            if scale * length < SMALLEST_STEP || !length.is_finite() {
                 break None;
             }
             let next = curve.moved(step, scale);
@@ -147,6 +147,13 @@ mod tests {
         proposals.extend((0..3000).map(|index| (-certain, index % 12 == 0)));
         let fitted = fit(&proposals);
         assert!(fitted.slope > 0.05 && fitted.apply(1.0) > 0.7 && fitted.apply(0.0) < 0.1, "{fitted:?}");
+    }
+
+    #[test]
+    fn proposals_of_weights_that_diverged_end_too() {
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(fit(&[(odd, true), (0.5, false), (odd, false)]), Calibration::default(), "{odd}");
+        }
     }
 
     #[test]
