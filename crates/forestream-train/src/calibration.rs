@@ -149,6 +149,17 @@ mod tests {
         assert!(fitted.slope > 0.05 && fitted.apply(1.0) > 0.7 && fitted.apply(0.0) < 0.1, "{fitted:?}");
     }
 
+    /// Full steps alone end at a slope of 0.02 here; the expected curve is that of an independent program.
+    #[test]
+    fn a_step_that_makes_it_worse_is_shortened() {
+        let groups = [(-4.292_151_4, 1, 1000), (12.366_647, 50, 5), (log_odds(1.0), 50, 50)];
+        let of_group = |(x, num_right, num_wrong): (f32, usize, usize)| {
+            (0..num_right + num_wrong).map(move |index| (x, index < num_right))
+        };
+        let fitted = fit(&groups.into_iter().flat_map(of_group).collect::<Vec<_>>());
+        assert!((fitted.slope - 0.330).abs() < 0.01 && (fitted.intercept + 3.806).abs() < 0.05, "{fitted:?}");
+    }
+
     #[test]
     fn proposals_of_weights_that_diverged_end_too() {
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

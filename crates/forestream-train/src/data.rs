@@ -265,21 +265,20 @@ impl DataReader<'_> {
             ));
         }
         let written_with = header.get("task_digest").and_then(Value::as_str);
-        match (self.writer, written_with) {
-            (Writer::Target(adapter), written_with) if adapter != written_with => {
-                let name = |adapter: Option<&str>| {
-                    adapter
-                        .map_or("no adapter that changes it".to_owned(), |digest| format!("the adapter {digest:.12}"))
-                };
-                Err(format!(
-                    "these answers were written by `{model}` with {}, but the streams are for it with {}; name the same \
-                     adapter with --adapter for `forestream distill` and `train`",
-                    name(written_with),
-                    name(adapter)
-                ))
-            }
-            _ => Ok(()),
+        if let Writer::Target(adapter) = self.writer
+            && adapter != written_with
+        {
+            let name = |adapter: Option<&str>| {
+                adapter.map_or("no adapter that changes it".to_owned(), |digest| format!("the adapter {digest:.12}"))
+            };
+            return Err(format!(
+                "these answers were written by `{model}` with {}, but the streams are for it with {}; name the same \
+                 adapter with --adapter for `forestream distill` and `train`",
+                name(written_with),
+                name(adapter)
+            ));
         }
+        Ok(())
     }
 
     /// The last message as completion of those before it.
