@@ -7,11 +7,15 @@
 use std::sync::Arc;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::{DecoderConfig, ModelError, NodeId, TokenId, TokenTree};
 
 /// Slots per block.
 pub const BLOCK_LEN: usize = 32;
+
+/// Channels of keys that are converted at once.
+const CONVERTED_LEN: usize = 64;
 
 /// Sizes of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,15 +154,18 @@ impl KvCache {
         let block = Arc::get_mut(&mut self.blocks[slot / BLOCK_LEN]).expect("reserved blocks are unshared");
         let lane = slot % BLOCK_LEN;
         let layer = layer_index * num_kv_heads * head_dim;
-        let keys = block.keys[layer * BLOCK_LEN..].chunks_exact_mut(BLOCK_LEN);
-        for (lanes, &channel) in keys.zip(key) {
-            lanes[lane] = f16::from_f32(channel);
+        // Slices are converted eight at a time, single numbers by a call each.
+        let mut converted = [f16::ZERO; CONVERTED_LEN];
+        for (start, channels) in (layer..).step_by(CONVERTED_LEN).zip(key.chunks(CONVERTED_LEN)) {
+            let converted = &mut converted[..channels.len()];
+            converted.convert_from_f32_slice(channels);
+            for (lanes, &channel) in block.keys[start * BLOCK_LEN..].chunks_exact_mut(BLOCK_LEN).zip(&*converted) {
+                lanes[lane] = channel;
+            }
         }
         for (head, channels) in value.chunks_exact(head_dim).enumerate() {
             let start = (layer + head * head_dim) * BLOCK_LEN + lane * head_dim;
-            for (to, &channel) in block.values[start..start + head_dim].iter_mut().zip(channels) {
-                *to = f16::from_f32(channel);
-            }
+            block.values[start..start + head_dim].convert_from_f32_slice(channels);
         }
     }
 

@@ -33,6 +33,7 @@ mod lanes {
         type F32 = Pair;
 
         const MAX_ROWS: usize = 4;
+        const READS_F16: bool = true;
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Pair {

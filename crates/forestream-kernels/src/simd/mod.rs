@@ -30,6 +30,9 @@ pub(crate) trait Simd: Copy {
     /// Rows of activations that a matrix product takes at once: their sums must fit into the registers.
     const MAX_ROWS: usize;
 
+    /// Whether an instruction widens half precision, so that [`Simd::load_f16`] costs hardly more than [`Simd::load`].
+    const READS_F16: bool;
+
     unsafe fn splat(value: f32) -> Self::F32;
     /// Reads 16 elements at `from`.
     unsafe fn load(from: *const f32) -> Self::F32;

@@ -1,13 +1,13 @@
 //! The rows of a pass: which sequence, position and slots each node has.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use forestream_kernels::Visible;
 
 use crate::{NodeId, Row};
 
-/// Nodes that share one sweep over the cache, at most; more would only lengthen the work of one thread.
-const NODES_PER_TILE: usize = 8;
+/// Nodes that share one sweep over the cache: with fewer its loads are not shared, more only lengthen one thread's work.
+const NODES_PER_TILE: RangeInclusive<usize> = 2..=8;
 
 /// All nodes of a pass, sequence after sequence. Buffers are reused between passes.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub(super) struct Batch {
     pub(super) streams: Vec<usize>,
     /// Rows that will be asked for logits.
     pub(super) outputs: Vec<usize>,
-    /// Attention work: sequence index and rows, at most [`NODES_PER_TILE`].
+    /// Attention work: sequence index and rows, [`NODES_PER_TILE`] of them.
     pub(super) tiles: Vec<(usize, Range<usize>)>,
     path: Vec<NodeId>,
 }
@@ -109,7 +109,7 @@ impl Batch {
     fn cut_tiles(&mut self) {
         self.tiles.clear();
         for (index, rows) in self.sequences.iter().enumerate() {
-            let nodes = rows.len().div_ceil(2).clamp(NODES_PER_TILE / 2, NODES_PER_TILE);
+            let nodes = rows.len().div_ceil(2).clamp(*NODES_PER_TILE.start(), *NODES_PER_TILE.end());
             for start in rows.clone().step_by(nodes) {
                 self.tiles.push((index, start..rows.end.min(start + nodes)));
             }
