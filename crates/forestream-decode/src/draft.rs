@@ -21,8 +21,6 @@ pub struct DraftRequest<'a> {
     pub context: &'a [TokenId],
     /// How large the tree may be.
     pub limits: Limits,
-    /// How many tokens the context can ever hold; a hint for reserving memory.
-    pub capacity: usize,
     /// The drafter's own random numbers; the target never uses them.
     pub random: Random,
     /// What passes cost, where that is known and decides.

@@ -43,7 +43,10 @@ pub enum DecodeError {
         vocab_size: usize,
     },
     /// No token can be drawn.
-    #[error("no token has a finite logit at position {position}: the model file is damaged, or logit_bias bans all")]
+    #[error(
+        "no token can be drawn at position {position}, since no logit is a finite number: the model file is damaged, \
+         logit_bias bans all tokens, or a penalty is too great"
+    )]
     NothingToDraw {
         /// The position whose token was wanted.
         position: usize,

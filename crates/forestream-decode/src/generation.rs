@@ -19,7 +19,8 @@ pub struct Token {
     pub is_stop: bool,
 }
 
-/// An answer in the making: an iterator of tokens.
+/// An answer in the making: an iterator of tokens. An error comes after all tokens that were emitted before it, so that the
+/// text in front of it does not depend on what was drafted.
 pub struct Generation<'m> {
     target: &'m dyn Model,
     round: Round,
@@ -27,6 +28,8 @@ pub struct Generation<'m> {
     /// Tokens of the answer that were handed out.
     num_yielded: usize,
     has_failed: bool,
+    /// Of the round that failed, while tokens from before it are left to hand out.
+    pending_error: Option<DecodeError>,
     timings: Timings,
 }
 
@@ -35,7 +38,8 @@ impl<'m> Generation<'m> {
     pub fn new(target: &'m dyn Model, sequence: Sequence, budget: Budget) -> Self {
         let num_yielded = sequence.completion().len();
         let timings = Timings::default();
-        Self { target, round: Round::new(budget), sequence, num_yielded, has_failed: false, timings }
+        let round = Round::new(budget);
+        Self { target, round, sequence, num_yielded, has_failed: false, pending_error: None, timings }
     }
 
     /// Adds tokens that end the text; the one that does is the last item.
@@ -99,15 +103,15 @@ impl<'m> Generation<'m> {
         Ok(is_left(&self.sequence))
     }
 
-    /// Runs passes until there is a token to hand out; `false` at the end of the text.
-    fn fill(&mut self) -> Result<bool, DecodeError> {
+    /// Runs passes until there is a token to hand out; `false` at the end of the text and of what precedes an error.
+    fn fill(&mut self) -> bool {
         while self.num_yielded == self.sequence.completion().len() {
-            if self.sequence.finish_reason().is_some() {
-                return Ok(false);
+            if self.sequence.finish_reason().is_some() || self.has_failed {
+                return false;
             }
-            self.run_round()?;
+            self.pending_error = self.run_round().err();
         }
-        Ok(true)
+        true
     }
 
     fn run_round(&mut self) -> Result<(), DecodeError> {
@@ -126,21 +130,15 @@ impl Iterator for Generation<'_> {
     type Item = Result<Token, DecodeError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.has_failed {
-            return None;
+        if !self.fill() {
+            return self.pending_error.take().map(Err);
         }
-        match self.fill() {
-            Ok(false) => None,
-            Ok(true) => {
-                let completion = self.sequence.completion();
-                let id = completion[self.num_yielded];
-                self.num_yielded += 1;
-                let is_last = self.num_yielded == completion.len();
-                let is_stop = is_last && self.finish_reason() == Some(FinishReason::Stop);
-                let position = self.sequence.stats().prompt_tokens + self.num_yielded - 1;
-                Some(Ok(Token { id, position, is_stop }))
-            }
-            Err(error) => Some(Err(error)),
-        }
+        let completion = self.sequence.completion();
+        let id = completion[self.num_yielded];
+        self.num_yielded += 1;
+        let is_last = self.num_yielded == completion.len();
+        let is_stop = is_last && self.finish_reason() == Some(FinishReason::Stop);
+        let position = self.sequence.stats().prompt_tokens + self.num_yielded - 1;
+        Some(Ok(Token { id, position, is_stop }))
     }
 }

@@ -282,7 +282,6 @@ impl Sequence {
     ) -> Result<(), DecodeError> {
         let mut request = DraftRequest {
             target,
-            capacity: self.cache.capacity(),
             cache: &mut self.cache,
             context: &self.tokens,
             limits: self.limits,

@@ -386,8 +386,8 @@ pub(crate) fn propose(drafter: &mut dyn Drafter, context: &[TokenId], limits: Li
     let target = FakeModel::new(limits.vocab_size, 1.0);
     let mut draft = Draft::new(context[context.len() - 1]);
     let (cache, random) = (&mut target.new_cache(256), Random::draft(0));
-    let (capacity, cost, expected) = (256, None, 0.0);
-    let mut request = DraftRequest { target: &target, cache, context, limits, capacity, random, cost, expected };
+    let (cost, expected) = (None, 0.0);
+    let mut request = DraftRequest { target: &target, cache, context, limits, random, cost, expected };
     drafter.draft(&mut request, &mut draft).expect("the fake model refuses nothing");
     draft
 }

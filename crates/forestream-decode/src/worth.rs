@@ -70,17 +70,23 @@ impl Worth {
     /// How many of `num_streams` streams to draft the coming round with; to be asked once a round. Without known costs: all.
     ///
     /// One more than the text has lately reached is worth running; the others would cost time for nothing. Where other
-    /// drafters expect to reach as far already, none is.
+    /// drafters expect to reach as far already, none is; to expect less than a token is no reason, or streams that failed
+    /// for a while would not be tried again.
     pub(crate) fn decide(&mut self, cost: Option<&CostCurve>, num_streams: usize, expected: f32) -> usize {
         self.num_streams = match cost {
             None => num_streams,
-            Some(_) if f64::from(expected) >= self.reach => return 0,
+            Some(_) if f64::from(expected) >= self.reach.max(1.0) => return 0,
             Some(_) if self.pause > 0 => 0,
             Some(_) => num_streams.min((self.reach + 1.0).ceil() as usize),
         };
         self.pause = self.pause.saturating_sub(1);
         self.expected = 1.0 + f64::from(expected);
         self.num_streams
+    }
+
+    /// Whether the coming round goes undrafted.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.pause > 0
     }
 
     /// Learns from a round that verified `draft` in the pass of `report` and emitted `num_emitted` tokens.
@@ -165,6 +171,24 @@ mod tests {
         let cost = CostCurve::new(&[(1, 1.0), (8, 1.1)]).unwrap();
         let decide = |expected| Worth::default().decide(Some(&cost), 4, expected);
         assert_eq!((decide(0.0), decide(3.0)), (3, 0));
+    }
+
+    #[test]
+    fn streams_that_failed_are_tried_again_beside_others() {
+        let cost = CostCurve::new(&[(1, 1.0), (4, 1.5), (8, 2.5)]).unwrap();
+        let mut worth = Worth::default();
+        let mut num_drafted = |rounds: usize, streams_give: usize| {
+            let round = |_: &usize| {
+                let is_drafted = worth.decide(Some(&cost), 3, 0.2) > 0;
+                let num_emitted = if is_drafted { streams_give } else { 1 };
+                let draft = draft(4, if is_drafted { 0.3 } else { 0.0 });
+                worth.record(Some(&report(&cost, &draft, num_emitted, 0)), &draft, num_emitted);
+                is_drafted
+            };
+            (0..rounds).filter(round).count()
+        };
+        assert!((1..100).contains(&num_drafted(600, 1)), "streams that never help are tried now and then");
+        assert!(num_drafted(600, 4) > 500, "they come back where they help");
     }
 
     #[test]

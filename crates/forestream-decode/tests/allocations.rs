@@ -59,7 +59,8 @@ fn warm_rounds_do_not_allocate() {
     // The cache's list of tokens grows by doubling; between 128 and 256 tokens it does not.
     let prompt: Vec<u32> = (0..130).map(|i| i * i % 47).collect();
     for sampling in &samplings() {
-        for names in ["none", "ngram"] {
+        // What streams propose for a node may be more than ever before, and then a buffer grows once more.
+        for (names, num_growing) in [("none", 0), ("ngram", 0), ("streaming", 3), ("ngram,streaming", 3)] {
             for budget in budgets() {
                 let max_nodes = budget.max_nodes();
                 let build = || sequence(&model, &prompt, drafter(names), options(sampling));
@@ -68,7 +69,8 @@ fn warm_rounds_do_not_allocate() {
                 let counts = count_allocations(&model, &mut round, build());
                 assert!(counts.len() > 8, "{} rounds are too few to show anything", counts.len());
                 // The first rounds of a text size its own buffers.
-                assert!(counts[2..].iter().all(|&count| count == 0), "{names}, {max_nodes} nodes: {counts:?}");
+                let num_allocating = counts[2..].iter().filter(|&&count| count > 0).count();
+                assert!(num_allocating <= num_growing, "{names}, {max_nodes} nodes: {counts:?}");
             }
         }
     }

@@ -83,6 +83,27 @@ fn a_text_from_streams_ends_at_a_stop_token_and_where_the_context_does() {
 }
 
 #[test]
+fn a_text_is_the_same_up_to_an_error() {
+    let (model, prompt) = (model(), prompt(3));
+    // A reward for repetition, which grows beyond any number once a token has occurred often enough.
+    let sampling = SamplingSettings { frequency_penalty: -2e37, penalty_last_n: None, ..SamplingSettings::default() };
+    let run = |drafter: Box<dyn Drafter>, budget: Budget| {
+        let generation = Generation::new(&model, sequence(&model, &prompt, drafter, options(&sampling)), budget);
+        let (ids, errors): (Vec<_>, Vec<_>) = generation.partition(Result::is_ok);
+        let ids: Vec<TokenId> = ids.into_iter().map(|token| token.unwrap().id).collect();
+        let errors: Vec<String> = errors.into_iter().map(|error| error.unwrap_err().to_string()).collect();
+        (ids, errors)
+    };
+    let (ids, errors) = run(drafter("none"), Budget::Fixed(1));
+    assert!(ids.len() > 4 && errors.len() == 1 && errors[0].contains("penalty is too great"), "{ids:?} {errors:?}");
+    let text = [ids.as_slice(), &ids].concat(); // beyond the error too
+    for max_nodes in [2, 4, 16, 64] {
+        let run = run(oracle(&prompt, &text), Budget::Fixed(max_nodes));
+        assert_eq!(run, (ids.clone(), errors.clone()), "{max_nodes} nodes");
+    }
+}
+
+#[test]
 fn no_stop_token_is_drawn_before_min_tokens() {
     let model = model();
     for sampling in samplings() {

@@ -54,7 +54,7 @@ struct Block {
 }
 
 /// The key/value rows of one sequence.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KvCache {
     shape: CacheShape,
     capacity: usize,

@@ -9,16 +9,16 @@ mod limits;
 mod python_json;
 mod python_time;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, Template, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use crate::TextError;
+use crate::{BYTE_ORDER_MARK, TextError};
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,14 +80,21 @@ pub(crate) struct TemplateSources {
 impl TemplateSources {
     /// A source with a single template.
     pub(crate) fn one(origin: impl Into<String>, source: impl Into<String>) -> Self {
-        Self { origin: origin.into(), by_name: vec![("default".to_owned(), source.into())] }
+        Self { origin: origin.into(), by_name: vec![(DEFAULT.to_owned(), source.into())] }
     }
 }
 
-/// A compiled chat template.
+/// The template for conversations that no other is meant for.
+const DEFAULT: &str = "default";
+
+/// The template for conversations with tools, where a model has one.
+const TOOL_USE: &str = "tool_use";
+
+/// A chat template, or several of which each conversation gets the one that is meant for it.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    names: BTreeSet<String>,
     origin: String,
     special_tokens: Vec<(&'static str, String)>,
 }
@@ -98,30 +105,32 @@ impl ChatTemplate {
                                        message.content + '<|im_end|>\n' }}{% endfor %}\
                                        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-    /// Compiles templates, with the special tokens that they may write.
+    /// Compiles the usual template, with the special tokens that it may write; others are compiled once they are chosen.
     pub(crate) fn new(
         templates: TemplateSources,
         special_tokens: Vec<(&'static str, String)>,
     ) -> Result<Self, TextError> {
         let TemplateSources { origin, by_name } = templates;
+        let source = |text: &str| generation_marks::neutralize(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text));
+        let sources: BTreeMap<String, String> = by_name.into_iter().map(|(name, text)| (name, source(&text))).collect();
+        let names = sources.keys().cloned().collect();
         let mut environment = environment();
-        for (name, source) in by_name {
-            let source = generation_marks::neutralize(&source);
-            if let Err(source) = environment.add_template_owned(name.clone(), source) {
-                return Err(TextError::BrokenChatTemplate { name, origin, source });
-            }
+        environment.set_loader(move |name| Ok(sources.get(name).cloned()));
+        let template = Self { environment, names, origin, special_tokens };
+        if template.names.contains(DEFAULT) {
+            template.compiled(DEFAULT)?;
         }
-        Ok(Self { environment, origin, special_tokens })
+        Ok(template)
     }
 
     /// The text of a conversation; encode it with [`crate::ParseSpecial::Yes`] and [`crate::AddSpecial::Never`].
     ///
     /// # Errors
-    /// The template refuses the conversation (its own message is in the error) or fails; a further variable has the name
-    /// of one that is set here.
+    /// The template refuses the conversation (its own message is in the error) or fails; there is none for it, or it is not
+    /// valid Jinja; a further variable has the name of one that is set here.
     pub fn render(&self, inputs: &ChatInputs<'_>) -> Result<String, TextError> {
-        let (name, context) = (self.name(inputs), self.context(inputs)?);
-        self.environment.get_template(name).and_then(|template| template.render(context)).map_err(|source| {
+        let (name, context) = (self.name(inputs)?, self.context(inputs)?);
+        self.compiled(name)?.render(context).map_err(|source| {
             let (name, origin) = (name.to_owned(), self.origin.clone());
             match source.kind() {
                 ErrorKind::OutOfFuel => TextError::EndlessChatTemplate { name, origin, source },
@@ -130,10 +139,21 @@ impl ChatTemplate {
         })
     }
 
-    /// Models with several templates keep one for conversations with tools.
-    fn name(&self, inputs: &ChatInputs<'_>) -> &'static str {
-        let has = |name| self.environment.get_template(name).is_ok();
-        if inputs.tools.is_some() && has("tool_use") { "tool_use" } else { "default" }
+    fn compiled(&self, name: &str) -> Result<Template<'_, '_>, TextError> {
+        self.environment.get_template(name).map_err(|source| TextError::BrokenChatTemplate {
+            name: name.to_owned(),
+            origin: self.origin.clone(),
+            source,
+        })
+    }
+
+    /// The name of the template for a conversation.
+    fn name(&self, inputs: &ChatInputs<'_>) -> Result<&'static str, TextError> {
+        let meant = if inputs.tools.is_some() { &[TOOL_USE, DEFAULT][..] } else { &[DEFAULT] };
+        meant.iter().copied().find(|name| self.names.contains(*name)).ok_or_else(|| TextError::NoDefaultChatTemplate {
+            origin: self.origin.clone(),
+            names: self.names.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
+        })
     }
 
     fn context(&self, inputs: &ChatInputs<'_>) -> Result<Value, TextError> {

@@ -102,6 +102,17 @@ pub enum TextError {
     /// No source gives a chat template.
     #[error("the model has no chat template; give one, or send a plain prompt")]
     NoChatTemplate,
+    /// A model has several chat templates, and none for this conversation.
+    #[error(
+        "the chat templates of {origin} are {names}, and none is called `default`; give the one for this conversation with \
+         --chat-template or --chat-template-file"
+    )]
+    NoDefaultChatTemplate {
+        /// The file that they came from.
+        origin: String,
+        /// The names of the templates, comma separated.
+        names: String,
+    },
     /// A chat template is not valid Jinja.
     #[error("the chat template `{name}` of {origin} is broken; mend it, or use another")]
     BrokenChatTemplate {

@@ -14,7 +14,7 @@ use tokenizers::{Model as _, Tokenizer as Engine};
 use crate::chat_template::TemplateSources;
 use crate::token_table::{TokenKind, TokenTable};
 use crate::tokenizer::{Parts, Roles};
-use crate::{TextError, byte_level, sentencepiece};
+use crate::{BYTE_ORDER_MARK, TextError, byte_level, sentencepiece};
 
 /// Ids may leave gaps, so one broken id could ask for all the memory; no model comes near this.
 const LARGEST_VOCABULARY: u32 = 1 << 24;
@@ -27,8 +27,8 @@ pub(crate) fn read(directory: &Path) -> Result<Parts, TextError> {
     let path = directory.join("tokenizer.json");
     let file = read_file(&path)?;
     check_merges(&file, &path)?;
-    let mut engine =
-        Engine::from_bytes(&file).map_err(|source| TextError::Engine { doing: "reading tokenizer.json", source })?;
+    let mut engine = Engine::from_bytes(file.as_bytes())
+        .map_err(|source| TextError::Engine { doing: "reading tokenizer.json", source })?;
     engine.with_truncation(None).map_err(|source| TextError::Engine { doing: "turning truncation off", source })?;
     engine.with_padding(None);
     let config: TokenizerConfig = read_json_if_present(&directory.join(TOKENIZER_CONFIG))?.unwrap_or_default();
@@ -115,8 +115,7 @@ fn templates(directory: &Path, configured: Option<Templates>) -> Result<Option<T
     let path = directory.join("chat_template.jinja");
     if path.is_file() {
         let origin = path.display().to_string();
-        let source = std::fs::read_to_string(&path).map_err(|source| TextError::Read { path, source })?;
-        return Ok(Some(TemplateSources::one(origin, source)));
+        return Ok(Some(TemplateSources::one(origin, read_file(&path)?)));
     }
     let origin = directory.join(TOKENIZER_CONFIG).display().to_string();
     Ok(match configured {
@@ -230,9 +229,9 @@ impl std::fmt::Display for Merge {
 }
 
 /// Checks what the `tokenizers` crate would answer with a panic: a merge rule longer than every token.
-fn check_merges(file: &[u8], path: &Path) -> Result<(), TextError> {
+fn check_merges(file: &str, path: &Path) -> Result<(), TextError> {
     let parsed: MergesFile =
-        serde_json::from_slice(file).map_err(|source| TextError::Json { path: path.to_owned(), source })?;
+        serde_json::from_str(file).map_err(|source| TextError::Json { path: path.to_owned(), source })?;
     let Some(vocab) = parsed.model.vocab.as_object() else { return Ok(()) };
     let prefix = parsed.model.continuing_subword_prefix.unwrap_or_default();
     for (index, merge) in parsed.model.merges.iter().enumerate() {
@@ -249,8 +248,12 @@ fn check_merges(file: &[u8], path: &Path) -> Result<(), TextError> {
     Ok(())
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, TextError> {
-    std::fs::read(path).map_err(|source| TextError::Read { path: path.to_owned(), source })
+fn read_file(path: &Path) -> Result<String, TextError> {
+    let text = std::fs::read_to_string(path).map_err(|source| TextError::Read { path: path.to_owned(), source })?;
+    Ok(match text.strip_prefix(BYTE_ORDER_MARK) {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }
 
 fn read_json_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TextError> {
@@ -259,5 +262,5 @@ fn read_json_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, T
     }
     let file = read_file(path)?;
     let path: PathBuf = path.to_owned();
-    serde_json::from_slice(&file).map(Some).map_err(|source| TextError::Json { path, source })
+    serde_json::from_str(&file).map(Some).map_err(|source| TextError::Json { path, source })
 }

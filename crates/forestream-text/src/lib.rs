@@ -22,3 +22,6 @@ pub use gguf_vocabulary::GgufVocabulary;
 pub use stop_strings::{Scanned, StopStrings};
 pub use token_table::SpecialTokens;
 pub use tokenizer::{AddSpecial, ParseSpecial, Tokenizer};
+
+/// Some programs put it before UTF-8; it is no part of the text.
+const BYTE_ORDER_MARK: char = '\u{feff}';

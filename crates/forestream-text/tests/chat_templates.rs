@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use forestream_text::{ChatInputs, GgufVocabulary, Message, TextError, Tokenizer};
+use forestream_text::{ChatInputs, ChatTemplate, GgufVocabulary, Message, TextError, Tokenizer};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -94,6 +94,60 @@ fn templates_are_found_in_a_directory() {
         let inputs = ChatInputs { tools: with_tools.then_some(&tools), ..ChatInputs::new(&messages) };
         assert_eq!(template.render(&inputs).unwrap(), expected);
     }
+}
+
+/// The template of a directory with this `tokenizer_config.json`.
+fn template_of_config(config: &str) -> Result<ChatTemplate, TextError> {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::copy(Path::new(DATA).join("llama/tokenizer.json"), directory.path().join("tokenizer.json")).unwrap();
+    std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+    Tokenizer::from_directory(directory.path()).unwrap().chat_template()
+}
+
+#[test]
+fn a_named_template_matters_where_it_is_chosen() {
+    let named = |name: &str, template: &str| json!({ "name": name, "template": template });
+    let template = |list: &[Value]| template_of_config(&json!({ "chat_template": list }).to_string()).unwrap();
+    let (tools, messages) = (json!([]), hello());
+    let plain = ChatInputs::new(&messages);
+    let with_tools = ChatInputs { tools: Some(&tools), ..plain };
+
+    let unused = template(&[named("default", "plain"), named("bad", "{% if")]);
+    assert_eq!(unused.render(&plain).unwrap(), "plain");
+    assert_eq!(unused.render(&with_tools).unwrap(), "plain");
+
+    let broken = template(&[named("default", "plain"), named("tool_use", "a\n{% if %}")]);
+    assert_eq!(broken.render(&plain).unwrap(), "plain");
+    let error = broken.render(&with_tools).unwrap_err();
+    assert!(matches!(&error, TextError::BrokenChatTemplate { name, .. } if name == "tool_use"), "{error}");
+    assert!(cause(&error).contains("tool_use:2"), "{}", cause(&error));
+
+    let without_default = template(&[named("tool_use", "with tools"), named("rag", "with documents")]);
+    assert_eq!(without_default.render(&with_tools).unwrap(), "with tools");
+    let error = without_default.render(&plain).unwrap_err().to_string();
+    for part in ["tokenizer_config.json", "rag, tool_use", "`default`", "--chat-template"] {
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let directory = tempfile::tempdir().unwrap();
+    let marked = |file: &str, content: &str| {
+        std::fs::write(directory.path().join(file), format!("\u{feff}{content}")).unwrap();
+    };
+    let render = || {
+        let template = Tokenizer::from_directory(directory.path()).unwrap().chat_template().unwrap();
+        template.render(&ChatInputs::new(&hello())).unwrap()
+    };
+    marked("tokenizer.json", &std::fs::read_to_string(Path::new(DATA).join("llama/tokenizer.json")).unwrap());
+    marked("generation_config.json", r#"{"eos_token_id": 2}"#);
+    marked("tokenizer_config.json", r#"{"bos_token": "<s>", "chat_template": "{{ bos_token }}of the config"}"#);
+    assert_eq!(render(), "<s>of the config");
+    marked("chat_template.jinja", "of the file");
+    assert_eq!(render(), "of the file");
+    let given = tokenizer(None).chat_template_from("\u{feff}given", "mine.jinja").unwrap();
+    assert_eq!(given.render(&ChatInputs::new(&hello())).unwrap(), "given");
 }
 
 #[test]

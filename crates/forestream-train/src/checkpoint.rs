@@ -3,10 +3,10 @@
 //! Weights and moments are tensors in full precision; the rest is JSON in the file's metadata. One file is replaced by
 //! one rename, so that a checkpoint is there as a whole or not at all.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use forestream_model::ModelError;
+use forestream_model::streams::write_whole;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -38,7 +38,10 @@ pub(crate) struct Progress {
     pub(crate) seconds: f64,
     /// The evaluation whose adapter is kept.
     pub(crate) best: Option<Evaluation>,
-    /// Whether all steps are done.
+    /// Whether held-out examples are still to be measured with the weights of this step.
+    #[serde(default)]
+    pub(crate) awaits_evaluation: bool,
+    /// Whether all steps are done, and what is due after the last one.
     #[serde(default)]
     pub(crate) is_finished: bool,
     /// The lowest loss of main rows in any evaluation.
@@ -54,7 +57,8 @@ pub(crate) struct Checkpoint {
     /// Who began the run, and from what.
     pub(crate) origin: Origin,
     pub(crate) progress: Progress,
-    /// Those that stream rows keep, by layer; empty where they keep all.
+    /// Those that stream rows keep, by layer; empty where they keep all. Before a run has chosen, those that it was given: of
+    /// the highest layers or of none.
     pub(crate) inner_features: Vec<Vec<u32>>,
     pub(crate) weights: Named,
     pub(crate) optimizer: AdamW,
@@ -70,23 +74,12 @@ struct State {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint under a temporary name and renames it when it is safely on the disk.
+    /// Writes the checkpoint, as a whole or not at all.
     ///
     /// # Errors
     /// If the file cannot be written; the checkpoint before it is then still there.
     pub(crate) fn save(&self, path: &Path) -> Result<(), TrainError> {
-        let bytes = self.to_safetensors();
-        let partial = path.with_extension("partial");
-        let write = || {
-            let mut file = File::create(&partial)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&partial, path)
-        };
-        write().map_err(|source| {
-            let _ = std::fs::remove_file(&partial); // nothing half-written stays behind
-            TrainError::Write { path: path.to_owned(), source }
-        })
+        replace(&[(path.to_owned(), self.to_safetensors())])
     }
 
     fn to_safetensors(&self) -> Vec<u8> {
@@ -166,6 +159,17 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+/// Replaces files of a run that belong together, all or none.
+///
+/// # Errors
+/// If a file cannot be written; the former ones are then still there.
+pub(crate) fn replace(files: &[(PathBuf, Vec<u8>)]) -> Result<(), TrainError> {
+    write_whole(files).map_err(|error| match error {
+        ModelError::Write { path, source } => TrainError::Write { path, source },
+        other => other.into(),
+    })
 }
 
 #[cfg(test)]

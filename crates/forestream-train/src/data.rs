@@ -98,8 +98,11 @@ pub enum DataError {
     },
     /// No example has a position.
     #[error(
-        "{path} has nothing to train on: {num_too_short} rows, all with completions of fewer than two tokens; \
-         write rows with `prompt` and `completion`"
+        "{path} has nothing to train on: {}; write rows with `prompt` and `completion`",
+        match num_too_short {
+            0 => "it has no rows".to_owned(),
+            count => format!("{count} rows, all with completions of fewer than two tokens"),
+        }
     )]
     Empty {
         /// The file.
@@ -389,8 +392,16 @@ fn masked(row: &Map<String, Value>) -> Result<Vec<Example>, String> {
 
 /// `messages` with `role` and `content`, or `conversations` with `from` and `value`.
 fn messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
-    let rows = ["messages", "conversations"].iter().find_map(|field| row.get(*field)?.as_array());
+    const FIELDS: [&str; 2] = ["messages", "conversations"];
+    let rows = FIELDS.iter().find_map(|field| row.get(*field)?.as_array());
     let rows = rows.ok_or_else(|| {
+        let given = |field: &&'static str| Some((*field, row.get(*field).filter(|value| !value.is_null())?));
+        if let Some((field, value)) = FIELDS.iter().find_map(given) {
+            return format!(
+                "`{field}` is {}, not a list; write it as a list of objects with `role` and `content`, in JSON or Parquet",
+                kind_of(value)
+            );
+        }
         let fields: Vec<&str> = row.keys().map(String::as_str).collect();
         format!(
             "the row has none of `prompt` with `completion`, `messages`, `conversations`, `prompt_token_ids`, \
@@ -404,6 +415,18 @@ fn messages(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
         .enumerate()
         .map(|(index, message)| read_message(message).map_err(|problem| format!("message {}: {problem}", index + 1)))
         .collect()
+}
+
+/// What a value is, in words.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
 }
 
 fn read_message(message: &Value) -> Result<Message, String> {

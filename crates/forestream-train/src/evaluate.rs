@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 use crate::calibration::{self, Proposal};
 use crate::data::Example;
+use crate::measure::Measurement;
 use crate::objective::{NextTokenScore, Score, exit_cross_entropy, exponentials, main_cross_entropy, maximum, tau};
-use crate::pieces::{PieceMaker, run, values};
+use crate::pieces::{Piece, run, values};
 use crate::progress::NextTokenFigures;
 use crate::targets::{Target, Targets};
 
@@ -47,54 +48,34 @@ impl Evaluation {
     }
 }
 
-/// Sums over examples.
+/// Sums over pieces or examples.
 struct Sums {
     score: Score,
     main: NextTokenScore,
     early_exit: NextTokenScore,
     /// By depth.
     proposals: Vec<Vec<Proposal>>,
+    /// By position of a piece: the number of leading streams that are right.
+    accepted: Vec<usize>,
     num_passes: usize,
     num_tokens: usize,
     num_positions: usize,
 }
 
-/// Runs the trained rows over all positions of `examples`.
+/// Runs the trained rows over all positions of `examples`; `None` where it was asked to stop.
 ///
 /// # Errors
 /// If a pass fails.
 pub(crate) fn evaluate(
-    maker: &mut PieceMaker,
+    measurement: &mut Measurement<'_>,
     base: &StreamBase,
     weights: &StreamWeights,
     examples: &[Example],
-) -> Result<Evaluation, TrainError> {
+) -> Result<Option<Evaluation>, TrainError> {
     let mut sums = Sums::new(base.adapter().streams.num_streams);
-    for example in examples {
-        let mut accepted = Vec::new();
-        for piece in maker.pieces(example)? {
-            let logits = run(base, weights, vec![piece.input])?;
-            sums.add(values(logits.streams), &piece.targets, &mut accepted);
-            if let Some(logits) = logits.early_exit {
-                sums.early_exit.add(exit_cross_entropy(&mut values(logits), &piece.targets.next, 0.0));
-            }
-            if let Some(logits) = logits.main {
-                sums.main.add(main_cross_entropy(&mut values(logits), &piece.main_targets, 0.0));
-            }
-        }
-        sums.walk(&accepted);
-    }
-    let accuracy = sums.score.accuracy();
-    Ok(Evaluation {
-        loss: sums.score.mean_loss(),
-        main: NextTokenFigures::of(&sums.main),
-        early_exit: NextTokenFigures::of(&sums.early_exit),
-        tau: tau(&accuracy),
-        accuracy,
-        chain: sums.num_tokens as f64 / sums.num_passes.max(1) as f64,
-        calibration: sums.proposals.iter().map(|proposals| calibration::fit(proposals)).collect(),
-        num_positions: sums.num_positions,
-    })
+    let of_piece = |piece| Sums::of(piece, base, weights);
+    let is_whole = measurement.run(examples, of_piece, |pieces| sums.add_example(pieces))?;
+    Ok(is_whole.then(|| sums.evaluation()))
 }
 
 impl Sums {
@@ -104,24 +85,67 @@ impl Sums {
             main: NextTokenScore::default(),
             early_exit: NextTokenScore::default(),
             proposals: vec![Vec::new(); num_streams],
+            accepted: Vec::new(),
             num_passes: 0,
             num_tokens: 0,
             num_positions: 0,
         }
     }
 
-    /// Adds the rows of a segment; for each position, `accepted` gets the number of leading streams that are right.
-    fn add(&mut self, mut logits: Vec<f32>, targets: &Targets, accepted: &mut Vec<usize>) {
+    /// Those of a piece.
+    fn of(piece: Piece, base: &StreamBase, weights: &StreamWeights) -> Result<Self, TrainError> {
+        let mut sums = Self::new(piece.targets.num_streams);
+        let logits = run(base, weights, vec![piece.input])?;
+        sums.add(values(logits.streams), &piece.targets);
+        if let Some(logits) = logits.early_exit {
+            sums.early_exit.add(exit_cross_entropy(&mut values(logits), &piece.targets.next, 0.0));
+        }
+        if let Some(logits) = logits.main {
+            sums.main.add(main_cross_entropy(&mut values(logits), &piece.main_targets, 0.0));
+        }
+        Ok(sums)
+    }
+
+    /// Adds all pieces of an example.
+    fn add_example(&mut self, pieces: Vec<Self>) {
+        let mut accepted = Vec::new();
+        for piece in pieces {
+            self.score.add(&piece.score);
+            self.main.add(piece.main);
+            self.early_exit.add(piece.early_exit);
+            self.proposals.iter_mut().zip(piece.proposals).for_each(|(all, own)| all.extend(own));
+            self.num_positions += piece.num_positions;
+            accepted.extend(piece.accepted);
+        }
+        self.walk(&accepted);
+    }
+
+    fn evaluation(&self) -> Evaluation {
+        let accuracy = self.score.accuracy();
+        Evaluation {
+            loss: self.score.mean_loss(),
+            main: NextTokenFigures::of(&self.main),
+            early_exit: NextTokenFigures::of(&self.early_exit),
+            tau: tau(&accuracy),
+            accuracy,
+            chain: self.num_tokens as f64 / self.num_passes.max(1) as f64,
+            calibration: self.proposals.iter().map(|proposals| calibration::fit(proposals)).collect(),
+            num_positions: self.num_positions,
+        }
+    }
+
+    /// Adds the rows of a piece.
+    fn add(&mut self, mut logits: Vec<f32>, targets: &Targets) {
         let width = logits.len() / targets.rows.len();
         let rows = logits.chunks_exact_mut(width);
         for (row, logits) in rows.enumerate() {
             let depth = row % targets.num_streams;
             if depth == 0 {
-                accepted.push(0);
+                self.accepted.push(0);
                 self.num_positions += 1;
             }
             let Some(is_hit) = self.add_row(logits, targets, row) else { continue };
-            let accepted = accepted.last_mut().expect("depth 0 comes first");
+            let accepted = self.accepted.last_mut().expect("depth 0 comes first");
             *accepted += usize::from(is_hit && *accepted == depth);
         }
     }
@@ -170,19 +194,15 @@ mod tests {
 
     #[test]
     fn streams_count_only_after_streams_that_are_right() {
-        let (mut sums, mut accepted) = (Sums::new(2), Vec::new());
+        let mut sums = Sums::new(2);
         // Most probable tokens: 1 2 | 0 2 | 1 0; targets: 1 2 | 1 2 | 1 -.
         let logits = vec![0., 9., 1., 0., 1., 9., 9., 0., 1., 0., 1., 9., 0., 9., 1., 9., 0., 1.];
         let rows = vec![Target::Row(1), Target::Row(2), Target::Row(1), Target::Row(2), Target::Row(1), Target::None];
-        sums.add(
-            logits,
-            &Targets { num_streams: 2, depth_decay: 0.9, rows, next: Vec::new(), teacher: None },
-            &mut accepted,
-        );
-        assert_eq!(accepted, [2, 0, 1]);
+        sums.add(logits, &Targets { num_streams: 2, depth_decay: 0.9, rows, next: Vec::new(), teacher: None });
+        assert_eq!(sums.accepted, [2, 0, 1]);
         assert_eq!(sums.score.accuracy(), [2.0 / 3.0, 1.0]);
         assert_eq!(sums.proposals[1].len(), 2 * 3, "three tokens give three proposals of a row");
-        sums.walk(&accepted);
+        sums.walk(&[2, 0, 1]);
         assert_eq!((sums.num_passes, sums.num_tokens), (1, 3));
         sums.walk(&[0, 1, 0, 0]);
         assert_eq!((sums.num_passes, sums.num_tokens), (4, 7));
@@ -194,7 +214,7 @@ mod tests {
             let rows = vec![Target::Row(1), Target::OutsideVocabulary, Target::Row(0), Target::None];
             let targets = Targets { num_streams: 2, depth_decay: 0.9, rows, next: Vec::new(), teacher };
             let mut sums = Sums::new(2);
-            sums.add(vec![0., 1., 5., 0., 1., 0., 2., 1.], &targets, &mut Vec::new());
+            sums.add(vec![0., 1., 5., 0., 1., 0., 2., 1.], &targets);
             sums.score.mean_loss()
         };
         let taught = loss(Some(Teacher { probabilities: vec![0.5; 8], width: 2 }));

@@ -1,12 +1,11 @@
 //! What stands beside an adapter's weights: a card for people, and its provenance for programs.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use forestream_model::streams::{AdapterConfig, StreamIdentity};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
 use crate::data::Dataset;
 use crate::evaluate::Evaluation;
 use crate::settings::TrainSettings;
@@ -80,17 +79,14 @@ impl<'a> Data<'a> {
     }
 }
 
-/// Writes `README.md` and `provenance.json` into the adapter's directory.
-///
-/// # Errors
-/// If a file cannot be written.
+/// `README.md` and `provenance.json` for the adapter's directory.
 pub(crate) fn describe(
     directory: &Path,
     config: &AdapterConfig,
     trained_on: &TrainedOn<'_>,
     evaluation: &Evaluation,
     origin: &Origin,
-) -> Result<(), TrainError> {
+) -> [(PathBuf, Vec<u8>); 2] {
     let provenance = Provenance {
         origin,
         base_model: &config.base_model,
@@ -105,11 +101,7 @@ pub(crate) fn describe(
     };
     let json = serde_json::to_string_pretty(&provenance).expect("provenance is plain data") + "\n";
     let card = card(config, trained_on, evaluation, origin);
-    for (name, text) in [(PROVENANCE, json), (CARD, card)] {
-        let path = directory.join(name);
-        std::fs::write(&path, text).map_err(TrainError::write(&path))?;
-    }
-    Ok(())
+    [(PROVENANCE, json), (CARD, card)].map(|(name, text)| (directory.join(name), text.into_bytes()))
 }
 
 fn card(config: &AdapterConfig, trained_on: &TrainedOn<'_>, evaluation: &Evaluation, origin: &Origin) -> String {

@@ -5,6 +5,7 @@
 //! to the disk. Source: Speculative Streaming (arXiv 2402.11131), appendix C: segment attention.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use forestream_burn::{JointText, Segment};
 use forestream_model::streams::Adapter;
@@ -15,12 +16,57 @@ use forestream_model::{
 use half::f16;
 
 use crate::data::Example;
-use crate::objective::softmax;
+use crate::objective::{exponentials, maximum};
 use crate::targets::Teacher;
 use crate::trace_memory::{LayerTrace, Trace, TraceMemory};
 
 /// Tokens of a pass.
 const PASS_LEN: usize = 256;
+
+/// A segment before its pass. It sees the keys and values of all positions before it and shares them with the other
+/// segments of its text: copies would make the memory of a step grow with the square of a text's length.
+#[derive(Clone, Debug)]
+pub(crate) struct TracedSegment {
+    trace: Arc<Trace>,
+    /// The position of the trace's first boundary state.
+    first_traced: usize,
+    positions: Range<usize>,
+    following: Vec<TokenId>,
+    hidden_size: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+}
+
+impl TracedSegment {
+    /// The position of the first row.
+    pub(crate) fn first_position(&self) -> usize {
+        self.positions.start
+    }
+
+    /// The tokens after its positions, and one more for each stream.
+    pub(crate) fn following(&self) -> &[TokenId] {
+        &self.following
+    }
+
+    /// The same with numbers of its own, as a pass takes it.
+    pub(crate) fn to_segment(&self) -> Segment {
+        let [start, end] = [self.positions.start, self.positions.end]
+            .map(|position| (position - self.first_traced) * self.hidden_size);
+        Segment {
+            first_position: self.positions.start,
+            boundary: self.trace.boundary[start..end].to_vec(),
+            tokens: self.following.clone(),
+            keys: self.trace.layers.iter().map(|layer| self.visible(&layer.keys)).collect(),
+            values: self.trace.layers.iter().map(|layer| self.visible(&layer.values)).collect(),
+        }
+    }
+
+    /// What the last position sees of a layer's keys or values, `[kv_heads, positions, head_dim]`.
+    fn visible(&self, all: &[f16]) -> Vec<f32> {
+        let of_head = all.chunks_exact(all.len() / self.num_kv_heads);
+        of_head.flat_map(|head| &head[..self.positions.end * self.head_dim]).map(|x| x.to_f32()).collect()
+    }
+}
 
 /// The frozen model, which makes segments of examples.
 pub(crate) struct FeatureExtractor {
@@ -92,7 +138,7 @@ impl FeatureExtractor {
     ///
     /// # Errors
     /// If a pass fails.
-    pub(crate) fn segments(&mut self, example: &Example) -> Result<Vec<(Segment, Option<Teacher>)>, ModelError> {
+    pub(crate) fn segments(&mut self, example: &Example) -> Result<Vec<(TracedSegment, Option<Teacher>)>, ModelError> {
         let text = example.text();
         let first = example.prompt.len() - 1;
         let end = first + example.num_positions();
@@ -175,14 +221,15 @@ impl FeatureExtractor {
         last.iter().zip(prompt).take_while(|(a, b)| a == b).count()
     }
 
-    /// Adds the softmax over `tokens` of each row.
+    /// Adds the probabilities of `tokens` in each row. The softmax is over all tokens, so these add up to less than 1 where
+    /// the model expects others.
     fn add_probabilities(&self, hidden: &Hidden, tokens: &[TokenId], probabilities: &mut Vec<f32>) {
         let mut logits = Vec::new();
         self.model.logits(hidden, 0..hidden.num_rows(), &mut logits);
-        for logits in logits.chunks_exact(self.config().vocab_size) {
-            let start = probabilities.len();
-            probabilities.extend(tokens.iter().map(|&token| logits[token as usize]));
-            softmax(&mut probabilities[start..]);
+        for logits in logits.chunks_exact_mut(self.config().vocab_size) {
+            let (_, max) = maximum(logits);
+            let sum = exponentials(logits, max);
+            probabilities.extend(tokens.iter().map(|&token| logits[token as usize] / sum));
         }
     }
 
@@ -194,29 +241,24 @@ impl FeatureExtractor {
         Some(Teacher { probabilities: trace.probabilities[rows.start * width..rows.end * width].to_vec(), width })
     }
 
-    fn segment(&self, text: &[TokenId], trace: &Trace, first: usize, positions: Range<usize>) -> Segment {
-        let width = self.config().hidden_size;
-        let context = trace.layers.iter().map(|layer| self.keys_and_values(layer, positions.end));
-        let (keys, values) = context.unzip();
+    fn segment(
+        &self,
+        text: &[TokenId],
+        trace: &Arc<Trace>,
+        first_traced: usize,
+        positions: Range<usize>,
+    ) -> TracedSegment {
         let num_tokens = positions.len() + self.num_streams;
-        let tokens = text[positions.start + 1..].iter().copied().chain(std::iter::repeat(0)).take(num_tokens);
-        Segment {
-            first_position: positions.start,
-            boundary: trace.boundary[(positions.start - first) * width..(positions.end - first) * width].to_vec(),
-            tokens: tokens.collect(),
-            keys,
-            values,
+        let following = text[positions.start + 1..].iter().copied().chain(std::iter::repeat(0)).take(num_tokens);
+        TracedSegment {
+            trace: Arc::clone(trace),
+            first_traced,
+            following: following.collect(),
+            positions,
+            hidden_size: self.config().hidden_size,
+            num_kv_heads: self.config().num_key_value_heads,
+            head_dim: self.config().head_dim,
         }
-    }
-
-    /// The first `len` keys and values of a layer, `[kv_heads, len, head_dim]` each.
-    fn keys_and_values(&self, layer: &LayerTrace, len: usize) -> (Vec<f32>, Vec<f32>) {
-        let heads = self.config().num_key_value_heads;
-        let first = |all: &[f16]| {
-            let of_head = all.chunks_exact(all.len() / heads);
-            of_head.flat_map(|head| &head[..len * self.config().head_dim]).map(|x| x.to_f32()).collect()
-        };
-        (first(&layer.keys), first(&layer.values))
     }
 }
 
@@ -237,4 +279,86 @@ fn layer_trace(cache: &KvCache, layer: usize, context: usize) -> LayerTrace {
         }
     }
     LayerTrace { keys, values }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn extractor(segment_len: usize) -> FeatureExtractor {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let mut features = FeatureExtractor::load(&checkpoint, 1, 2, LoadOptions::default()).unwrap();
+        features.cut(segment_len);
+        features
+    }
+
+    fn example(len: usize) -> Example {
+        Example { prompt: vec![1, 9], completion: (0..len as TokenId).map(|index| 5 + index % 97).collect() }
+    }
+
+    /// Numbers that the segments of a text hold until they are used: their own, and those of each trace once.
+    fn num_held(len: usize) -> usize {
+        let segments = extractor(8).segments(&example(len)).unwrap();
+        let mut traces = Vec::<&Arc<Trace>>::new();
+        for (segment, _) in &segments {
+            if !traces.iter().any(|trace| Arc::ptr_eq(trace, &segment.trace)) {
+                traces.push(&segment.trace);
+            }
+        }
+        let of_layer = |layer: &LayerTrace| layer.keys.len() + layer.values.len();
+        let of_trace = |trace: &&Arc<Trace>| trace.boundary.len() + trace.layers.iter().map(of_layer).sum::<usize>();
+        let own: usize = segments.iter().map(|(segment, _)| segment.following.len()).sum();
+        own + traces.iter().map(of_trace).sum::<usize>()
+    }
+
+    #[test]
+    fn what_segments_hold_grows_as_the_text_does() {
+        let [half, whole] = [100, 200].map(num_held);
+        assert!(half > 100 * 64, "the states of all positions at least");
+        assert!(whole < 2 * half + half / 10, "{whole} numbers of a text twice as long as one of {half}");
+    }
+
+    #[test]
+    fn a_segment_sees_what_the_whole_text_sees_up_to_its_end() {
+        let example = example(30);
+        let whole = extractor(usize::MAX).segments(&example).unwrap().pop().unwrap().0.to_segment();
+        let (width, head_len) = (64, whole.keys[0].len() / 2);
+        let mut boundary = Vec::new();
+        for (segment, _) in extractor(8).segments(&example).unwrap() {
+            let segment = segment.to_segment();
+            boundary.extend_from_slice(&segment.boundary);
+            let end = segment.first_position + segment.boundary.len() / width;
+            for (planes, all) in [(&segment.keys, &whole.keys), (&segment.values, &whole.values)] {
+                let seen: Vec<f32> =
+                    all[0].chunks_exact(head_len).flat_map(|head| &head[..end * 16]).copied().collect();
+                assert_eq!(planes, &[seen], "up to position {end}");
+            }
+        }
+        assert_eq!(boundary, whole.boundary);
+    }
+
+    #[test]
+    fn a_teacher_has_the_probabilities_among_all_tokens() {
+        let taught: Vec<TokenId> = vec![7, 3, 300];
+        let (mut features, example) = (extractor(usize::MAX), example(12));
+        features.teach(taught.clone());
+        let (_, teacher) = features.segments(&example).unwrap().pop().unwrap();
+        let (text, mut hidden, mut logits) = (example.text(), Hidden::new(), Vec::new());
+        let (mut cache, tree) = (features.model.new_cache(64), TokenTree::chain(&text));
+        let rows = &mut [Row { tree: &tree, cache: &mut cache, outputs: Outputs::All }];
+        features.model.forward(rows, &mut hidden).unwrap();
+        // Streams of the prompt's end foresee what the row after it does, and so on.
+        for (index, row) in teacher.unwrap().probabilities.chunks_exact(taught.len()).enumerate() {
+            let position = example.prompt.len() + index;
+            features.model.logits(&hidden, position..position + 1, &mut logits);
+            let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+            for (&token, &got) in taught.iter().zip(row) {
+                let expected = f64::from(logits[token as usize]).exp() / sum;
+                assert!((f64::from(got) / expected - 1.0).abs() < 1e-4, "{position} {token}: {got} {expected}");
+            }
+        }
+    }
 }

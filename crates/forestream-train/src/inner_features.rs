@@ -9,7 +9,8 @@ use forestream_model::streams::{Adapter, AdapterConfig, Projection, STREAM_LAYER
 use crate::TrainError;
 use crate::adamw::Named;
 use crate::data::Example;
-use crate::pieces::{Input, PieceMaker};
+use crate::measure::Measurement;
+use crate::pieces::{Input, Piece};
 
 /// The energies of so many positions are added up; more move the choice little.
 const MEASURED_POSITIONS: usize = 4000;
@@ -78,34 +79,43 @@ impl InnerFeatures {
     }
 }
 
-/// For each layer with streams: the `size` inner features that add most to stream rows, in ascending order.
+/// For each layer with streams: the `size` inner features that add most to stream rows, in ascending order; `None` where it
+/// was asked to stop.
 ///
 /// # Errors
 /// If a pass fails.
 pub(crate) fn choose(
     size: usize,
-    maker: &mut PieceMaker,
+    measurement: &mut Measurement<'_>,
     base: &StreamBase,
     weights: &StreamWeights,
     examples: &[Example],
-) -> Result<Vec<Vec<u32>>, TrainError> {
-    let (mut sums, mut num_positions) = (Vec::<Vec<f64>>::new(), 0);
-    for example in examples {
-        for piece in maker.pieces(example)? {
-            num_positions += piece.num_positions();
-            let Input::Lossless(segment) = piece.input else { continue };
-            let energies = inner_energies(base, weights, &[segment])?;
+) -> Result<Option<Vec<Vec<u32>>>, TrainError> {
+    let mut sums = Vec::<Vec<f64>>::new();
+    let energies = |piece: Piece| match piece.input {
+        Input::Lossless(segment) => Ok(inner_energies(base, weights, &[segment.to_segment()])?),
+        Input::Joint(_) => Ok(Vec::new()),
+    };
+    let is_whole = measurement.run(first_of(examples), energies, |pieces| {
+        for energies in pieces {
             sums.resize_with(energies.len(), Vec::new);
             for (sums, energies) in sums.iter_mut().zip(energies) {
                 sums.resize(energies.len(), 0.0);
                 sums.iter_mut().zip(energies).for_each(|(sum, energy)| *sum += f64::from(energy));
             }
         }
-        if num_positions >= MEASURED_POSITIONS {
-            break;
-        }
-    }
-    Ok(sums.iter().map(|sums| greatest(sums, size)).collect())
+    })?;
+    Ok(is_whole.then(|| sums.iter().map(|sums| greatest(sums, size)).collect()))
+}
+
+/// As many examples as have the positions that are measured.
+fn first_of(examples: &[Example]) -> &[Example] {
+    let ends = examples.iter().scan(0, |end, example| {
+        *end += example.num_positions();
+        Some(*end)
+    });
+    let count = ends.take_while(|&end| end < MEASURED_POSITIONS).count() + 1;
+    &examples[..count.min(examples.len())]
 }
 
 /// The places of the `count` greatest values, in ascending order; of equal ones the first.

@@ -18,6 +18,7 @@ mod gradients;
 mod initial;
 mod inner_features;
 mod job;
+mod measure;
 mod merge;
 mod objective;
 mod pieces;

@@ -17,8 +17,10 @@ pub(crate) struct NextTokenScore {
     pub(crate) loss: f64,
     /// Rows whose most probable token was the target.
     pub(crate) hits: u64,
-    /// All rows.
+    /// All rows with a target.
     pub(crate) rows: u64,
+    /// Rows that have a loss: those whose target can be predicted.
+    pub(crate) scored: u64,
 }
 
 impl NextTokenScore {
@@ -27,11 +29,12 @@ impl NextTokenScore {
         self.loss += other.loss;
         self.hits += other.hits;
         self.rows += other.rows;
+        self.scored += other.scored;
     }
 
-    /// The mean loss.
+    /// The mean loss of the rows that have one.
     pub(crate) fn mean_loss(&self) -> f64 {
-        self.loss / self.rows.max(1) as f64
+        self.loss / self.scored.max(1) as f64
     }
 
     /// The share of rows whose most probable token was the target.
@@ -132,7 +135,7 @@ pub(crate) fn main_cross_entropy(logits: &mut [f32], targets: &[TokenId], scale:
     next_token(logits, targets, |logits, &target| {
         let best = softmax(logits);
         let loss = cross_entropy(logits, target as usize, scale);
-        NextTokenScore { loss, hits: u64::from(best == target as usize), rows: 1 }
+        NextTokenScore { loss, hits: u64::from(best == target as usize), rows: 1, scored: 1 }
     })
 }
 
@@ -149,7 +152,7 @@ pub(crate) fn exit_cross_entropy(logits: &mut [f32], targets: &[Target], scale: 
         };
         let best = softmax(logits);
         let loss = cross_entropy(logits, token as usize, scale);
-        NextTokenScore { loss, hits: u64::from(best == token as usize), rows: 1 }
+        NextTokenScore { loss, hits: u64::from(best == token as usize), rows: 1, scored: 1 }
     })
 }
 
@@ -182,27 +185,29 @@ fn cross_entropy(q: &mut [f32], token: usize, scale: f32) -> f64 {
     loss
 }
 
-/// `sum_i p_i ln (p_i / q_i)`, the same way.
+/// `sum_i p_i ln (p_i / (m q_i))` with the mass `m = sum_i p_i`: of tokens that streams cannot propose nothing is learned,
+/// and what is left counts by how often it is asked for; the same way.
 fn divergence(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
+    let mass: f64 = p.iter().copied().map(f64::from).sum();
     let mut loss = 0.0;
     for (q, &p) in q.iter_mut().zip(p) {
         if p > 0.0 {
-            loss += f64::from(p) * (f64::from(p) / f64::from(q.max(SMALLEST))).ln();
+            loss += f64::from(p) * (f64::from(p) / (mass * f64::from(q.max(SMALLEST)))).ln();
         }
-        *q = scale * (*q - p);
+        *q = scale * (mass as f32 * *q - p);
     }
     loss
 }
 
-/// `sum_i |p_i - q_i| / 2`, the probability that a draft token is rejected, the same way.
+/// `1 - sum_i min(p_i, q_i)`, the probability that a draft token is rejected, the same way.
 fn variation(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
-    let sign = |q: f32, p: f32| if q > p { 0.5 } else { -0.5 };
-    let loss: f64 = q.iter().zip(p).map(|(&q, &p)| 0.5 * f64::from((q - p).abs())).sum();
-    let mean: f32 = q.iter().zip(p).map(|(&q, &p)| q * sign(q, p)).sum();
+    let accepted: f64 = q.iter().zip(p).map(|(&q, &p)| f64::from(q.min(p))).sum();
+    let sure = |q: f32, p: f32| if q > p { 0.0 } else { 1.0 };
+    let sum: f32 = q.iter().zip(p).map(|(&q, &p)| q * sure(q, p)).sum();
     for (q, &p) in q.iter_mut().zip(p) {
-        *q *= scale * (sign(*q, p) - mean);
+        *q *= scale * (sum - sure(*q, p));
     }
-    loss
+    1.0 - accepted
 }
 
 /// How fast the divergence fades as more is accepted; our choice.
@@ -254,7 +259,8 @@ mod tests {
 
     fn targets(objective: Objective) -> Targets {
         let rows = vec![Target::Row(2), Target::Row(1), Target::OutsideVocabulary];
-        let probabilities = vec![0.1, 0.2, 0.3, 0.4, 0.0, 1.0, 0.0, 0.0, 0.7, 0.1, 0.1, 0.1];
+        // Of the second row nine tenths are for tokens that streams cannot propose, of the third one half.
+        let probabilities = vec![0.1, 0.2, 0.3, 0.4, 0.0, 0.1, 0.0, 0.0, 0.35, 0.05, 0.05, 0.05];
         let teacher = (objective != Objective::Ce).then_some(Teacher { probabilities, width: 4 });
         Targets { num_streams: 3, depth_decay: 0.9, rows, next: Vec::new(), teacher }
     }
@@ -282,35 +288,42 @@ mod tests {
 
     #[test]
     fn the_hybrid_follows_the_divergence_where_little_is_accepted_and_the_variation_where_much_is() {
-        let gradient = |objective, logit: f32| {
-            let teacher = Some(Teacher { probabilities: vec![0.2, 0.8], width: 2 });
+        let gradient = |objective, logit: f32, probabilities: [f32; 2]| {
+            let teacher = Some(Teacher { probabilities: probabilities.to_vec(), width: 2 });
             let targets =
                 Targets { num_streams: 1, depth_decay: 0.9, rows: vec![Target::Row(1)], next: Vec::new(), teacher };
             let mut logits = [0.0, logit];
             score_rows(&mut logits, &targets, objective, 1.0);
             logits[1]
         };
-        for logit in [-6.0, 0.0, 1.3] {
-            let q = 1.0 / (1.0 + f64::exp(-f64::from(logit)));
-            let weight = (-3.0 * (1.0 - (q - 0.8).abs())).exp() as f32;
-            let [kl, tv, hybrid] = [Objective::Kl, Objective::Tv, Objective::Lk].map(|name| gradient(name, logit));
+        let objectives = [Objective::Kl, Objective::Tv, Objective::Lk];
+        for (logit, taught) in [-6.0_f32, 0.0, 1.3].into_iter().flat_map(|x| [(x, [0.2_f32, 0.8]), (x, [0.1, 0.4])]) {
+            let q = 1.0 / (1.0 + (-logit).exp());
+            let accepted = taught[0].min(1.0 - q) + taught[1].min(q);
+            let weight = (-3.0 * accepted).exp();
+            let [kl, tv, hybrid] = objectives.map(|name| gradient(name, logit, taught));
             assert!((hybrid - (weight * kl + (1.0 - weight) * tv)).abs() < 1e-6, "{logit}: {hybrid} of {kl} and {tv}");
         }
     }
 
     #[test]
     fn losses_are_those_of_a_calculation_by_hand() {
-        let loss = |objective| {
-            let teacher = Some(Teacher { probabilities: vec![0.5, 0.5], width: 2 });
+        let loss = |objective, probability| {
+            let teacher = Some(Teacher { probabilities: vec![probability; 2], width: 2 });
             let targets =
                 Targets { num_streams: 1, depth_decay: 0.9, rows: vec![Target::Row(0)], next: Vec::new(), teacher };
             score_rows(&mut [0.0, 3.0_f32.ln()], &targets, objective, 1.0).loss
         };
-        let kl = 0.5 * (4.0_f64 / 3.0).ln();
-        let expected = [4.0_f64.ln(), kl, 0.25, (-2.25_f64).exp() * kl + (1.0 - (-2.25_f64).exp()) * 0.25];
-        let objectives = [Objective::Ce, Objective::Kl, Objective::Tv, Objective::Lk];
-        for (objective, expected) in objectives.into_iter().zip(expected) {
-            assert!((loss(objective) - expected).abs() < 1e-6, "{objective:?}: {}", loss(objective));
+        // Half of the time each, and a tenth each where the rest is for tokens that streams cannot propose.
+        for (probability, accepted) in [(0.5_f32, 0.75_f64), (0.1, 0.2)] {
+            let kl = f64::from(probability) * (4.0_f64 / 3.0).ln();
+            let (tv, weight) = (1.0 - accepted, (-3.0 * accepted).exp());
+            let expected = [4.0_f64.ln(), kl, tv, weight * kl + (1.0 - weight) * tv];
+            let objectives = [Objective::Ce, Objective::Kl, Objective::Tv, Objective::Lk];
+            for (objective, expected) in objectives.into_iter().zip(expected) {
+                let loss = loss(objective, probability);
+                assert!((loss - expected).abs() < 1e-6, "{objective:?} of {probability}: {loss} {expected}");
+            }
         }
     }
 
@@ -337,6 +350,7 @@ mod tests {
         let mut gradient = LOGITS;
         let score = exit_cross_entropy(&mut gradient, &targets, 0.25);
         assert_eq!((score.hits, score.rows), (2, 3));
+        assert!((score.mean_loss() - score.loss / 2.0).abs() < 1e-9, "two of three rows have a loss: {score:?}");
         for index in 0..LOGITS.len() {
             let shifted = |by: f32| {
                 let mut logits = LOGITS;

@@ -1,12 +1,11 @@
 //! Pieces of examples as the differentiable model takes them, with what their rows should predict.
 //!
-//! The one place that knows both modes: where the model stays as it is, a piece is a segment with the engine's keys and
-//! values; in joint mode it is a whole text, whose main rows are trained too.
+//! The one place that knows both modes: where the model stays as it is, a piece is a segment that shares the engine's keys
+//! and values with others until its pass; in joint mode it is a whole text, whose main rows are trained too.
 
 use forestream_burn::tensor::Tensor;
 use forestream_burn::{
-    BurnError, JointLogits, JointText, Segment, StreamBase, StreamWeights, early_exit_logits, joint_logits,
-    stream_logits,
+    BurnError, JointLogits, JointText, StreamBase, StreamWeights, early_exit_logits, joint_logits, stream_logits,
 };
 use forestream_model::TokenId;
 use forestream_model::streams::{AdapterConfig, TrainingMode};
@@ -14,12 +13,12 @@ use forestream_model::streams::{AdapterConfig, TrainingMode};
 use crate::TrainError;
 use crate::data::Example;
 use crate::draft_vocabulary::DraftRows;
-use crate::features::FeatureExtractor;
+use crate::features::{FeatureExtractor, TracedSegment};
 use crate::targets::{Targets, Teacher};
 
 /// What a pass reads.
 pub(crate) enum Input {
-    Lossless(Segment),
+    Lossless(TracedSegment),
     Joint(JointText),
 }
 
@@ -73,8 +72,9 @@ impl PieceMaker {
             return Ok(vec![Piece { input: Input::Joint(text), targets, main_targets: example.completion.clone() }]);
         }
         let segments = self.features.segments(example)?;
-        let piece = |(segment, teacher): (Segment, Option<Teacher>)| {
-            let targets = Targets { teacher, ..self.targets(example, segment.first_position, &segment.tokens) };
+        let piece = |(segment, teacher): (TracedSegment, Option<Teacher>)| {
+            let targets = self.targets(example, segment.first_position(), segment.following());
+            let targets = Targets { teacher, ..targets };
             Piece { input: Input::Lossless(segment), targets, main_targets: Vec::new() }
         };
         Ok(segments.into_iter().map(piece).collect())
@@ -109,7 +109,7 @@ pub(crate) fn run(base: &StreamBase, weights: &StreamWeights, inputs: Vec<Input>
     let (mut segments, mut texts) = (Vec::new(), Vec::new());
     for input in inputs {
         match input {
-            Input::Lossless(segment) => segments.push(segment),
+            Input::Lossless(segment) => segments.push(segment.to_segment()),
             Input::Joint(text) => texts.push(text),
         }
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::TrainError;
+use crate::checkpoint::Progress;
 use crate::evaluate::Evaluation;
 use crate::objective::NextTokenScore;
 use crate::tensorboard::EventFile;
@@ -85,7 +86,8 @@ pub trait Observer {
     fn evaluated(&mut self, step: usize, evaluation: &Evaluation);
     /// A checkpoint was written.
     fn saved(&mut self, step: usize);
-    /// Whether the run should save itself and stop after this step.
+    /// Whether the run should save itself and stop. It is asked after each step, and before each example while held-out ones
+    /// are measured.
     fn is_stop_asked(&self) -> bool;
 }
 
@@ -111,19 +113,19 @@ impl TrainLog {
         }
     }
 
-    /// Opens the log of a run that has done `step` steps, and drops what was written after these.
+    /// Opens the log of a run that has come so far, and drops what was written after that.
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub(crate) fn open(directory: &Path, mut file: File, step: usize) -> Result<Self, TrainError> {
+    pub(crate) fn open(directory: &Path, mut file: File, progress: &Progress) -> Result<Self, TrainError> {
         let path = directory.join(LOG);
         let text = io::read_to_string(&file).map_err(TrainError::read(&path))?;
         // Lines are in the order of their steps. They are cut off and not written anew: a run may be killed at any moment.
-        let kept = text.split_inclusive('\n').take_while(|line| step_of(line).is_some_and(|s| s <= step));
+        let kept = text.split_inclusive('\n').take_while(|line| is_done(line, progress));
         let len = kept.map(|line| line.len() as u64).sum();
         let cut = file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len)));
         cut.map_err(TrainError::write(&path))?;
-        Ok(Self { path, file, events: EventFile::open(directory, step)? })
+        Ok(Self { path, file, events: EventFile::open(directory, progress.step)? })
     }
 
     pub(crate) fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
@@ -166,8 +168,12 @@ fn next_token_figures(rows: &str, figures: Option<NextTokenFigures>) -> impl Ite
     figures.into_iter().flat_map(named).map(move |(name, value)| (format!("{rows}_{name}"), value))
 }
 
-/// The step of a whole line.
-fn step_of(line: &str) -> Option<usize> {
-    let line: Value = serde_json::from_str(line.strip_suffix('\n')?).ok()?;
-    line.get("step")?.as_u64()?.try_into().ok()
+/// Whether a line is whole and tells of what a run has done that has come so far.
+fn is_done(line: &str, progress: &Progress) -> bool {
+    let line = line.strip_suffix('\n').and_then(|line| serde_json::from_str::<Value>(line).ok());
+    let step = |line: &Value| usize::try_from(line.get("step")?.as_u64()?).ok();
+    line.is_some_and(|line| {
+        let is_awaited = progress.awaits_evaluation && line.get("evaluation").is_some();
+        step(&line).is_some_and(|step| step < progress.step || step == progress.step && !is_awaited)
+    })
 }

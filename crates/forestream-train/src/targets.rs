@@ -29,7 +29,8 @@ pub(crate) struct Targets {
     pub(crate) teacher: Option<Teacher>,
 }
 
-/// The frozen model's distributions over the draft vocabulary, by the position whose main row gives them.
+/// The frozen model's probabilities of the draft vocabulary's tokens, by the position whose main row gives them. They add up
+/// to less than 1 where it expects other tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Teacher {
     /// Of the positions after the segment's first one, `[positions, width]`.
@@ -59,7 +60,8 @@ impl Targets {
         Self { num_streams, depth_decay, rows, next: (0..num_positions).map(target).collect(), teacher: None }
     }
 
-    /// The weight of each row in the loss.
+    /// The weight of each row in the loss. A teacher counts in every row, since it says how much
+    /// of it streams can propose.
     pub(crate) fn weight(&self, row: usize) -> f32 {
         match self.rows[row] {
             Target::OutsideVocabulary if self.teacher.is_none() => 0.0,
@@ -100,7 +102,7 @@ mod tests {
         let example = Example { prompt: vec![1, 2], completion: vec![5, 6, 7] };
         let mut targets = Targets::of(&example, 1, &[5, 6, 7, 0], 2, 0.9, &DraftRows::new(&[6, 5], 10));
         // Position 1 foresees 6 and 7, which main rows 2 and 3 predict; position 2 foresees 7.
-        targets.teacher = Some(Teacher { probabilities: vec![0.2, 0.8, 0.3, 0.7], width: 2 });
+        targets.teacher = Some(Teacher { probabilities: vec![0.2, 0.8, 0.3, 0.5], width: 2 });
         assert_eq!([0, 1, 2].map(|row| targets.taught(row).unwrap()[0]), [0.2, 0.3, 0.3]);
         assert_eq!([0, 1, 2, 3].map(|row| targets.weight(row)), [1.0, 0.9, 1.0, 0.0]);
     }

@@ -1,5 +1,6 @@
 //! The loop: batches, steps, evaluations, checkpoints, and the best adapter in the output directory.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -8,11 +9,12 @@ use forestream_burn::{StreamBase, StreamWeights};
 use forestream_model::streams::{Adapter, AdapterConfig, MAIN_LAYERS};
 use forestream_model::{DecoderConfig, Format, TokenId};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use crate::TrainError;
 use crate::adamw::{AdamW, Named, clip};
 use crate::batch::Order;
-use crate::checkpoint::{CHECKPOINT, Checkpoint, Progress};
+use crate::checkpoint::{self, CHECKPOINT, Checkpoint, Progress};
 use crate::data::{Dataset, Example};
 use crate::draft_vocabulary::{self, DraftRows};
 use crate::evaluate::{Evaluation, evaluate};
@@ -22,9 +24,11 @@ use crate::gradients::{BatchScore, Step};
 use crate::initial::initial_weights;
 use crate::inner_features::{self, InnerFeatures};
 use crate::job::TrainJob;
+use crate::measure::Measurement;
 use crate::objective::tau;
 use crate::pieces::{Piece, PieceMaker};
 use crate::progress::{LOG, NextTokenFigures, Observer, StepReport, StepSeconds, TrainLog};
+use crate::rows::hexadecimal;
 use crate::settings::{Objective, TrainSettings};
 use crate::tensorboard::EVENTS;
 use crate::workers::Workers;
@@ -64,6 +68,8 @@ pub struct Trainer {
     matrix_format: Option<Format>,
     adapter: AdapterConfig,
     draft_vocabulary: Vec<TokenId>,
+    /// So many of them are those of the data.
+    num_data_tokens: usize,
     inner_features: InnerFeatures,
     fitted: Option<Adapter>,
     leaves_out_main_changes: bool,
@@ -91,11 +97,8 @@ impl Trainer {
         job.validate()?;
         let leaves_out_main_changes = job.leaves_out_main_changes();
         let decoder = job.base.config().clone();
+        let (draft_vocabulary, num_data_tokens) = draft_vocabulary_of(&job);
         let mut adapter = job.adapter;
-        let draft_vocabulary = match adapter.streams.draft_vocab_size {
-            Some(size) => draft_vocabulary::choose(&job.training.examples, size, decoder.vocab_size),
-            None => Vec::new(),
-        };
         adapter.streams.draft_vocab_size = Some(draft_vocabulary.len()).filter(|&size| size > 0);
         let inner_features = InnerFeatures::of(&adapter, job.initial.as_ref())?;
         let mut wide = adapter.clone();
@@ -141,6 +144,7 @@ impl Trainer {
             matrix_format: job.base.matrix_format(),
             adapter,
             draft_vocabulary,
+            num_data_tokens,
             inner_features,
             fitted: job.fitted,
             leaves_out_main_changes,
@@ -187,7 +191,7 @@ impl Trainer {
     /// # Errors
     /// If a pass fails.
     pub fn measure_step(&mut self) -> Result<StepReport, TrainError> {
-        self.choose_inner_features()?;
+        self.choose_inner_features(&|| false)?;
         self.step()
     }
 
@@ -204,32 +208,60 @@ impl Trainer {
         self.check_output(start)?;
         match start {
             Start::Resume => self.load_checkpoint()?,
-            Start::Fresh => {
-                self.choose_inner_features()?;
-                self.save_checkpoint()?; // so that a run that is killed at any moment can go on
-            }
+            Start::Fresh => self.save_checkpoint()?, // so that a run that is killed at any moment can go on
         }
-        let mut log = TrainLog::open(&self.output, log, self.progress.step)?;
-        while !self.is_done() {
-            let report = self.step()?;
-            log.step(&report)?;
-            observer.step(&report);
-            let is_stopped = observer.is_stop_asked();
-            if self.is_due(self.settings.eval_steps) {
-                let evaluation = self.evaluate()?;
-                log.evaluation(self.progress.step, &evaluation)?;
-                observer.evaluated(self.progress.step, &evaluation);
+        if self.inner_features.is_open() {
+            if !self.choose_inner_features(&|| observer.is_stop_asked())? {
+                return Ok(Outcome::Stopped(self.progress.step));
             }
-            if self.is_due(self.settings.save_steps) || is_stopped {
-                self.save_checkpoint()?;
-                observer.saved(self.progress.step);
+            self.save_checkpoint()?;
+        }
+        let mut log = TrainLog::open(&self.output, log, &self.progress)?;
+        loop {
+            if let Some(best) = self.progress.best.as_ref().filter(|_| self.is_finished()) {
+                return Ok(Outcome::Finished(best.clone()));
             }
-            if is_stopped && !self.is_done() {
+            let goes_on = self.log_step(&mut log, observer)? && self.log_evaluation(&mut log, observer)?;
+            if !goes_on {
                 return Ok(Outcome::Stopped(self.progress.step));
             }
         }
-        let best = self.progress.best.clone();
-        Ok(Outcome::Finished(best.map_or_else(|| self.evaluate(), Ok)?))
+    }
+
+    /// Does a step, if the last one awaits nothing more, and saves the run if that is due; `false` where it is to stop.
+    fn log_step(&mut self, log: &mut TrainLog, observer: &mut dyn Observer) -> Result<bool, TrainError> {
+        if self.progress.awaits_evaluation {
+            return Ok(true);
+        }
+        let report = self.step()?;
+        log.step(&report)?;
+        observer.step(&report);
+        self.progress.awaits_evaluation = self.is_due(self.settings.eval_steps);
+        let is_stopped = observer.is_stop_asked();
+        // Before the evaluation, which takes long and may fail: it can be made again, and the steps are safe.
+        if self.is_due(self.settings.save_steps) || is_stopped {
+            self.save_checkpoint()?;
+            observer.saved(self.progress.step);
+        }
+        Ok(!is_stopped)
+    }
+
+    /// Measures, if that is due; `false` where it was asked to stop.
+    fn log_evaluation(&mut self, log: &mut TrainLog, observer: &mut dyn Observer) -> Result<bool, TrainError> {
+        if !self.progress.awaits_evaluation {
+            return Ok(true);
+        }
+        let Some(evaluation) = self.evaluate(&|| observer.is_stop_asked())? else {
+            self.save_checkpoint()?;
+            observer.saved(self.progress.step);
+            return Ok(false);
+        };
+        log.evaluation(self.progress.step, &evaluation)?;
+        observer.evaluated(self.progress.step, &evaluation);
+        if self.is_due(self.settings.save_steps) {
+            self.save_checkpoint()?; // the same weights, which no longer await anything
+        }
+        Ok(true)
     }
 
     /// Checks that the output directory is one to start in.
@@ -256,19 +288,22 @@ impl Trainer {
         }
     }
 
-    /// Drops the inner features of stream rows that a narrow run does without, where that is not done yet.
-    fn choose_inner_features(&mut self) -> Result<(), TrainError> {
-        let InnerFeatures::Open { size, given } = &self.inner_features else { return Ok(()) };
+    /// Drops the inner features of stream rows that a narrow run does without, where that is not done yet; `false` where it
+    /// was asked to stop.
+    fn choose_inner_features(&mut self, is_stop_asked: &dyn Fn() -> bool) -> Result<bool, TrainError> {
+        let InnerFeatures::Open { size, given } = &self.inner_features else { return Ok(true) };
         let weights = StreamWeights::from_values(self.base.adapter(), &self.decoder, &self.weights, &self.device);
         let examples = &self.training.examples;
-        let mut kept = inner_features::choose(*size, &mut self.piece_maker, &self.base, &weights, examples)?;
+        let mut measurement = Measurement { maker: &mut self.piece_maker, workers: &self.workers, is_stop_asked };
+        let kept = inner_features::choose(*size, &mut measurement, &self.base, &weights, examples)?;
+        let Some(mut kept) = kept else { return Ok(false) };
         let num_new = kept.len() - given.len();
         kept[num_new..].clone_from_slice(given);
         let first_layer = self.adapter.first_msa_layer(&self.decoder);
         inner_features::narrow(&mut self.weights, first_layer, &kept, self.decoder.intermediate_size);
         self.optimizer = AdamW::new(&self.weights);
         self.keep(kept);
-        Ok(())
+        Ok(true)
     }
 
     fn keep(&mut self, inner_features: Vec<Vec<u32>>) {
@@ -276,8 +311,14 @@ impl Trainer {
         self.inner_features = InnerFeatures::Chosen(inner_features);
     }
 
+    /// Whether all steps are done.
     fn is_done(&self) -> bool {
         self.share_done() >= 1.0
+    }
+
+    /// Whether all steps are done, and what is due after the last one.
+    fn is_finished(&self) -> bool {
+        self.is_done() && !self.progress.awaits_evaluation
     }
 
     /// Whether something that is done every `steps` steps, and at the end, is to be done now.
@@ -363,11 +404,13 @@ impl Trainer {
         Ok(pieces)
     }
 
-    /// Measures on held-out examples, and exports the adapter if it is the one to keep.
-    fn evaluate(&mut self) -> Result<Evaluation, TrainError> {
+    /// Measures on held-out examples, and exports the adapter if it is the one to keep; `None` where it was asked to stop.
+    fn evaluate(&mut self, is_stop_asked: &dyn Fn() -> bool) -> Result<Option<Evaluation>, TrainError> {
         let started = Instant::now();
         let weights = StreamWeights::from_values(&self.adapter, &self.decoder, &self.weights, &self.device).frozen();
-        let evaluation = evaluate(&mut self.piece_maker, &self.base, &weights, &self.held_out.examples)?;
+        let mut measurement = Measurement { maker: &mut self.piece_maker, workers: &self.workers, is_stop_asked };
+        let evaluation = evaluate(&mut measurement, &self.base, &weights, &self.held_out.examples)?;
+        let Some(evaluation) = evaluation else { return Ok(None) };
         if !evaluation.is_finite() {
             return Err(TrainError::NotFinite { step: self.progress.step });
         }
@@ -376,7 +419,8 @@ impl Trainer {
             self.progress.best = Some(evaluation.clone());
         }
         self.progress.seconds += started.elapsed().as_secs_f64();
-        Ok(evaluation)
+        self.progress.awaits_evaluation = false;
+        Ok(Some(evaluation))
     }
 
     /// Without a task the greatest tau is kept. With one, the latest weights whose main rows are about as good as any
@@ -402,7 +446,6 @@ impl Trainer {
         let draft_vocabulary = self.draft_vocabulary.clone();
         let inner_features = self.inner_features.chosen().to_vec();
         let adapter = Adapter { config, tensors, draft_vocabulary, inner_features };
-        adapter.save(&self.output, &self.decoder)?;
         let trained_on = TrainedOn {
             step: self.progress.step,
             num_positions: self.progress.num_positions,
@@ -412,15 +455,17 @@ impl Trainer {
             held_out: &self.held_out,
             settings: &self.settings,
         };
-        export::describe(&self.output, &adapter.config, &trained_on, evaluation, &self.origin)
+        let mut files = adapter.files(&self.output, &self.decoder)?;
+        files.extend(export::describe(&self.output, &adapter.config, &trained_on, evaluation, &self.origin));
+        checkpoint::replace(&files)
     }
 
     fn save_checkpoint(&self) -> Result<(), TrainError> {
         let checkpoint = Checkpoint {
             run: self.identity(),
             origin: self.origin.clone(),
-            progress: Progress { is_finished: self.is_done(), ..self.progress.clone() },
-            inner_features: self.inner_features.chosen().to_vec(),
+            progress: Progress { is_finished: self.is_finished(), ..self.progress.clone() },
+            inner_features: self.inner_features.given().to_vec(),
             weights: self.weights.clone(),
             optimizer: self.optimizer.clone(),
         };
@@ -438,9 +483,11 @@ impl Trainer {
         }
         self.origin = checkpoint.origin;
         self.progress = checkpoint.progress;
+        self.progress.awaits_evaluation |= self.is_done() && self.progress.best.is_none();
         self.weights = checkpoint.weights;
         self.optimizer = checkpoint.optimizer;
-        if self.inner_features.is_open() {
+        let is_chosen = checkpoint.inner_features.len() == self.adapter.streams.num_msa_layers;
+        if self.inner_features.is_open() && is_chosen {
             self.keep(checkpoint.inner_features); // the weights to start from may be narrow already
         }
         Ok(())
@@ -458,6 +505,11 @@ impl Trainer {
         if let Some(fitted) = &self.fitted {
             identity.insert("adapter.task_digest".to_owned(), fitted.task_digest().into());
         }
+        let added = &self.draft_vocabulary[self.num_data_tokens..];
+        if !added.is_empty() {
+            let bytes: Vec<u8> = added.iter().flat_map(|token| token.to_le_bytes()).collect();
+            identity.insert("init_from.draft_vocabulary".to_owned(), hexadecimal(&Sha256::digest(bytes)).into());
+        }
         for (name, data) in [("data", &self.training), ("eval_data", &self.held_out)] {
             identity.insert(format!("{name}.sha256"), data.sha256.clone().into());
             identity.insert(format!("{name}.examples"), data.examples.len().into());
@@ -466,6 +518,18 @@ impl Trainer {
         }
         identity
     }
+}
+
+/// The tokens that streams can propose: the most frequent ones of the data, then, up to the asked size, those that the streams
+/// to start from can propose, in their order. And how many are those of the data.
+fn draft_vocabulary_of(job: &TrainJob<'_>) -> (Vec<TokenId>, usize) {
+    let Some(size) = job.adapter.streams.draft_vocab_size else { return (Vec::new(), 0) };
+    let mut tokens = draft_vocabulary::choose(&job.training.examples, size, job.base.config().vocab_size);
+    let num_data_tokens = tokens.len();
+    let known: BTreeSet<TokenId> = tokens.iter().copied().collect();
+    let given = job.initial.iter().flat_map(|initial| &initial.draft_vocabulary).copied();
+    tokens.extend(given.filter(|token| !known.contains(token)).take(size - num_data_tokens));
+    (tokens, num_data_tokens)
 }
 
 /// Fresh streams need about so many steps before they are worth anything.

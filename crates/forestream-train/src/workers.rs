@@ -12,6 +12,8 @@ use crate::TrainError;
 
 /// Positions of a segment, the least that a core takes: few, so that an answer gives work to several.
 const SEGMENT_LEN: usize = 32;
+/// Pieces for each core that are measured together: enough that no core waits long for another.
+const PIECES_OF_CORE: usize = 4;
 /// Rows of a part: few enough that a step of one answer has work for several cores, and enough for large products.
 const PART_ROWS: usize = 128;
 
@@ -48,6 +50,11 @@ impl Workers {
     /// The most rows of a part, if it has more than one piece.
     pub(crate) fn part_rows(&self) -> usize {
         self.part_rows
+    }
+
+    /// Positions that give every core enough to do where no step says how many there are.
+    pub(crate) fn enough_positions(&self) -> usize {
+        self.pools.len() * PIECES_OF_CORE * SEGMENT_LEN
     }
 
     /// The results of all items, in their order.

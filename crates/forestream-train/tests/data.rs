@@ -267,6 +267,9 @@ fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
         (r#"{"text": "Hi", "label": 1}"#, "but text, label; rename"),
         (r#"{"question": "Hi", "answer": "x"}"#, "--task"),
         (r#"{"question": "Hi", "answer": "x"}"#, "--template 'Text with {question}' --completion-field"),
+        (r#"{"messages": "Hi"}"#, "`messages` is text, not a list"),
+        (r#"{"conversations": {"from": "human"}}"#, "`conversations` is an object, not a list"),
+        (r#"{"messages": null, "conversations": 3}"#, "`conversations` is a number, not a list"),
         (r#"{"input_ids": [5, 6, 7]}"#, "`loss_mask` is missing or not a list of 0 and 1"),
         (r#"{"input_ids": [5, 6, 7], "loss_mask": [0, 1, 2]}"#, "`loss_mask` is missing or not a list of 0 and 1"),
         (r#"{"input_ids": [5, -6, 7], "loss_mask": [0, 1, 1]}"#, "`input_ids` is missing or not a list of token ids"),
@@ -296,7 +299,13 @@ fn a_row_that_cannot_be_used_is_named_with_its_remedy() {
     let path = fixture.file([good.as_bytes(), b"\xff\xfe\n"].concat());
     let error = fixture.reader().read(&path, None).unwrap_err().to_string();
     assert!(error.contains("line 2") && error.contains("UTF-8"), "{error}");
-    assert!(matches!(fixture.read("\n"), Err(DataError::Empty { .. })));
+    let said = |text: &str| match fixture.read(text) {
+        Err(error @ DataError::Empty { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(said("\n").contains("nothing to train on: it has no rows;"), "{}", said("\n"));
+    let short = said(r#"{"prompt_token_ids": [5], "completion_token_ids": [6]}"#);
+    assert!(short.contains("1 rows, all with completions of fewer than two tokens"), "{short}");
     assert!(matches!(
         fixture.reader().read(Path::new("/no/such.jsonl"), None),
         Err(DataError::Rows(RowError::Read { .. }))

@@ -13,6 +13,9 @@ use crate::report::ratio;
 use crate::statistics::percentile;
 use crate::{Engine, Error, GenerateOptions, Report};
 
+/// Most tokens of an answer that nobody counts.
+const WARM_UP_TOKENS: usize = 8;
+
 /// A prompt to compare on.
 #[derive(Clone, Debug)]
 pub struct ComparePrompt {
@@ -29,7 +32,7 @@ pub struct Comparison {
     pub model: String,
     /// Threads in use.
     pub threads: usize,
-    /// Number of prompts.
+    /// Number of prompts that went through all strategies.
     pub num_prompts: usize,
     /// Most tokens for each prompt.
     pub max_tokens: Option<usize>,
@@ -115,7 +118,8 @@ impl Run {
 
 /// Runs plain decoding and every one of `strategies` on every prompt, `repetitions` times (at least once); of each answer the
 /// run with the median time counts. All have the same `options`, but for the strategy, so that all draw the same numbers.
-/// `progress` is told the number of prompts done, and decides whether to go on.
+/// `progress` is told the number of prompts done before every token, and decides whether to go on; where it does not, the
+/// prompt under way is dropped.
 ///
 /// # Errors
 /// An unknown strategy, a prompt that cannot be used, or a pass that fails.
@@ -136,26 +140,7 @@ pub fn compare(
     }
     let with_strategy = |strategy| GenerateOptions { strategy, ..options.clone() };
     let arms: Vec<GenerateOptions> = plain_first(strategies).into_iter().map(with_strategy).collect();
-    if let Some(prompt) = prompts.first() {
-        for options in &arms {
-            run(engine, prompt, &GenerateOptions { max_tokens: Some(8), ..options.clone() })?; // warm-up
-        }
-    }
-    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); arms.len()];
-    for (index, prompt) in prompts.iter().enumerate() {
-        let in_prompt = |error| Error::Prompt { number: index + 1, source: Box::new(error) };
-        let mut repeated: Vec<Vec<Run>> = vec![Vec::new(); arms.len()];
-        for turn in 0..arms.len() * repetitions.max(1) {
-            let arm = (turn + index + turn / arms.len()) % arms.len(); // nobody always goes first, or after the same
-            repeated[arm].push(run(engine, prompt, &arms[arm]).map_err(in_prompt)?);
-        }
-        for (runs, repeated) in runs.iter_mut().zip(repeated) {
-            runs.push(median(repeated));
-        }
-        if progress(index + 1) == KeepGoing::No {
-            break;
-        }
-    }
+    let runs = measure(engine, prompts, &arms, repetitions.max(1), &mut progress)?;
     let plain = &runs[0];
     let described = arms.iter().zip(&runs).map(|(options, runs)| Arm {
         extra_parameters: engine.extra_parameters(&options.strategy),
@@ -192,13 +177,68 @@ pub enum KeepGoing {
     No,
 }
 
-fn run(engine: &Engine, prompt: &ComparePrompt, options: &GenerateOptions) -> Result<Run, Error> {
+/// For each arm one run of each prompt, as far as `progress` lets it go.
+fn measure(
+    engine: &Engine,
+    prompts: &[ComparePrompt],
+    arms: &[GenerateOptions],
+    repetitions: usize,
+    progress: &mut impl FnMut(usize) -> KeepGoing,
+) -> Result<Vec<Vec<Run>>, Error> {
+    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); arms.len()];
+    for (index, prompt) in prompts.iter().enumerate() {
+        let mut keep_going = || progress(index);
+        if index == 0 && !warm_up(engine, prompt, arms, &mut keep_going)? {
+            break;
+        }
+        let mut repeated: Vec<Vec<Run>> = vec![Vec::new(); arms.len()];
+        for turn in 0..arms.len() * repetitions {
+            let arm = (turn + index + turn / arms.len()) % arms.len(); // nobody always goes first, or after the same
+            let run = run(engine, prompt, &arms[arm], &mut keep_going)
+                .map_err(|error| Error::Prompt { number: index + 1, source: Box::new(error) })?;
+            let Some(run) = run else { return Ok(runs) };
+            repeated[arm].push(run);
+        }
+        for (runs, repeated) in runs.iter_mut().zip(repeated) {
+            runs.push(median(repeated));
+        }
+    }
+    Ok(runs)
+}
+
+/// A few tokens of every arm that nobody counts; `false` where it was asked to end.
+fn warm_up(
+    engine: &Engine,
+    prompt: &ComparePrompt,
+    arms: &[GenerateOptions],
+    keep_going: &mut impl FnMut() -> KeepGoing,
+) -> Result<bool, Error> {
+    for options in arms {
+        let min_tokens = options.min_tokens.min(WARM_UP_TOKENS);
+        let options = GenerateOptions { max_tokens: Some(WARM_UP_TOKENS), min_tokens, ..options.clone() };
+        if run(engine, prompt, &options, keep_going)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// One answer; nothing where it was asked to end before.
+fn run(
+    engine: &Engine,
+    prompt: &ComparePrompt,
+    options: &GenerateOptions,
+    keep_going: &mut impl FnMut() -> KeepGoing,
+) -> Result<Option<Run>, Error> {
     let mut session = engine.session();
     let mut answer = session.generate(&prompt.tokens, options)?;
-    for piece in answer.by_ref() {
-        piece?;
+    while keep_going() == KeepGoing::Yes {
+        match answer.next() {
+            Some(piece) => drop(piece?),
+            None => return Ok(Some(Run { category: prompt.category.clone(), report: answer.finish() })),
+        }
     }
-    Ok(Run { category: prompt.category.clone(), report: answer.finish() })
+    Ok(None)
 }
 
 /// The run with the median decoding time; or one with other tokens than the first, which must not go unnoticed.
@@ -359,6 +399,31 @@ mod tests {
         assert_eq!((comparison.arms.len(), comparison.num_prompts), (1, 1));
         let arm = &comparison.arms[0];
         assert_eq!((arm.spec_type.as_str(), arm.identical, arm.figures.completion_tokens), ("none", true, 3));
+    }
+
+    #[test]
+    fn what_is_under_way_is_dropped_and_what_is_complete_stays() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-llama");
+        let engine = Engine::open(&model, &EngineOptions::default()).unwrap();
+        let prompts = [1, 2, 3].map(|token| ComparePrompt { tokens: vec![token], category: None });
+        let options = GenerateOptions {
+            max_tokens: Some(20),
+            min_tokens: 20,
+            ..GenerateOptions::new(SamplingSettings::default())
+        };
+        for complete in [0, 1, 2] {
+            let mut calls = 0;
+            let comparison = compare(&engine, &prompts, &["ngram".to_owned()], &options, 2, |done| {
+                calls += usize::from(done == complete);
+                assert!(calls <= 12, "it goes on after it was asked to end");
+                if calls == 12 { KeepGoing::No } else { KeepGoing::Yes }
+            });
+            let comparison = comparison.unwrap();
+            assert_eq!((comparison.num_prompts, comparison.arms.len()), (complete, 2));
+            for arm in &comparison.arms {
+                assert_eq!((arm.figures.completion_tokens, arm.identical), (20 * complete, true));
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! The cost of a pass over n nodes, measured once per machine, model and number of threads, and kept in a file.
+//! [`measurement`] says how.
 //!
 //! A busy machine gives a wrong curve, and the size of every later draft would follow it. So the file also keeps how long
 //! the plainest pass took then, and the curve is measured again where that pass turns out to be clearly quicker.
@@ -6,8 +7,9 @@
 //! A file of another version, machine or model counts as absent, and so does one that cannot be read; a file that cannot
 //! be written is not an error, since the next run only measures again.
 
+mod measurement;
+
 use std::path::Path;
-use std::time::Instant;
 use std::{fs, io};
 
 use forestream_decode::{CostCurve, DecodeError};
@@ -19,19 +21,15 @@ use sha2::{Digest, Sha256};
 use crate::backend::Place;
 use crate::tree_passes::TreePasses;
 
+pub(crate) use measurement::{MeasuredCurve, Supervision};
+use measurement::{SIZES, measure};
+
 /// Counts up when the meaning of the file or the speed of the kernels changes.
 const VERSION: u32 = 8;
-/// Sizes that are measured; most drafts that pay are small.
-const SIZES: &[usize] = &[1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32];
-/// Turns in which each size is measured; the fastest pass counts, as the one that nothing else disturbed.
-const TURNS: usize = 4;
-/// Passes of a size in a turn. A first one goes before them unmeasured: rounds follow rounds of about their own size, and
-/// find in the caches what these leave.
-const PASSES: usize = 2;
-/// Tokens in the cache while measuring, as far as the context allows.
-const DEPTH: usize = 128;
 /// Passes over one node without context; the quickest tells how busy the machine is.
-const PLAIN_PASSES: usize = 5;
+const PLAIN_PASSES: usize = 6;
+/// After so many seconds no further ones are run.
+const PLAIN_SECONDS: f64 = 0.25;
 /// A curve is measured again where such a pass takes less than this part of the time that it took then.
 const QUICKER: f64 = 0.85;
 
@@ -95,7 +93,7 @@ struct StoredCurve {
     key: CostCurveKey,
     /// Seconds of a pass over one node without context, when the curve was measured.
     plain_seconds: f64,
-    /// Nodes and seconds.
+    /// Nodes and seconds of all sizes; those of large ones may follow from the others.
     points: Vec<(usize, f64)>,
     /// Seconds of drafting with 1, 2, ... streams.
     draft_seconds: Vec<f64>,
@@ -104,17 +102,18 @@ struct StoredCurve {
 impl StoredCurve {
     /// The curve, if it is one that a measurement gives.
     fn curve(&self) -> Option<CostCurve> {
-        let are_measured = self.points.iter().map(|&(nodes, _)| nodes).eq(SIZES.iter().copied());
+        let has_all_sizes = self.points.iter().map(|&(nodes, _)| nodes).eq(SIZES.iter().copied());
         let num_streams = self.key.streams.as_ref().map_or(0, |streams| streams.num_streams);
         let are_whole = self.draft_seconds.len() == num_streams
             && self.draft_seconds.iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0);
         let is_timed = self.plain_seconds.is_finite() && self.plain_seconds > 0.0;
-        let curve = CostCurve::new(&self.points).ok().filter(|_| are_measured && are_whole && is_timed)?;
+        let curve = CostCurve::new(&self.points).ok().filter(|_| has_all_sizes && are_whole && is_timed)?;
         Some(curve.with_draft_seconds(self.draft_seconds.clone()))
     }
 }
 
-/// The curve from its file, or measured now: where there is none, or the machine was busier then.
+/// The curve from its file, or measured now: where there is none, or the machine was busier then. One whose measurement was
+/// stopped does not get into the file.
 ///
 /// # Errors
 /// If a pass of the measurement fails.
@@ -122,28 +121,34 @@ pub(crate) fn load_or_measure(
     model: &dyn Model,
     key: &CostCurveKey,
     directory: Option<&Path>,
-) -> Result<CostCurve, DecodeError> {
-    let Some(directory) = directory else { return measure(model) };
-    let plain_seconds = plain_pass(model)?;
+    supervision: &Supervision<'_>,
+) -> Result<MeasuredCurve, DecodeError> {
+    let Some(directory) = directory else { return measure(model, supervision) };
+    let plain_seconds = plain_pass(model, supervision)?;
     let stored = load(key, directory).filter(|stored| plain_seconds >= QUICKER * stored.plain_seconds);
     if let Some(curve) = stored.and_then(|stored| stored.curve()) {
-        return Ok(curve);
+        return Ok(MeasuredCurve { curve, is_complete: true });
     }
-    let curve = measure(model)?;
-    let plain_seconds = plain_seconds.max(plain_pass(model)?);
-    let _ = store(key, plain_seconds, &curve, directory); // the next run measures again
-    Ok(curve)
+    let measured = measure(model, supervision)?;
+    if measured.is_complete {
+        let plain_seconds = plain_seconds.max(plain_pass(model, supervision)?);
+        let _ = store(key, plain_seconds, &measured.curve, directory); // the next run measures again
+    }
+    Ok(measured)
 }
 
-/// Seconds of the quickest of some passes over one node without context.
-fn plain_pass(model: &dyn Model) -> Result<f64, DecodeError> {
+/// Seconds of the quickest of some passes over one node without context. The first one is slow, while buffers grow and weights
+/// enter memory; it counts where there is no time for others.
+fn plain_pass(model: &dyn Model, supervision: &Supervision<'_>) -> Result<f64, DecodeError> {
     let mut passes = TreePasses::new(model, 0, 1)?;
-    passes.run(1)?; // buffers grow, weights enter memory
-    let mut quickest = f64::INFINITY;
+    let (mut quickest, mut total) = (f64::INFINITY, 0.0);
     for _ in 0..PLAIN_PASSES {
-        let start = Instant::now();
-        passes.run(1)?;
-        quickest = quickest.min(start.elapsed().as_secs_f64());
+        let seconds = supervision.seconds(|| passes.run(1))?;
+        quickest = quickest.min(seconds);
+        total += seconds;
+        if total > PLAIN_SECONDS {
+            break;
+        }
     }
     Ok(quickest)
 }
@@ -168,40 +173,6 @@ fn store(key: &CostCurveKey, plain_seconds: f64, curve: &CostCurve, directory: &
     fs::rename(temporary, path)
 }
 
-fn measure(model: &dyn Model) -> Result<CostCurve, DecodeError> {
-    let largest = SIZES[SIZES.len() - 1];
-    let depth = DEPTH.min(model.config().max_position_embeddings.saturating_sub(largest));
-    let mut passes = TreePasses::new(model, depth, largest)?;
-    passes.run(largest)?; // warm-up: buffers grow, weights enter memory
-    let mut fastest: Vec<(usize, f64)> = SIZES.iter().map(|&nodes| (nodes, f64::INFINITY)).collect();
-    for _ in 0..TURNS {
-        for (nodes, seconds) in &mut fastest {
-            passes.run(*nodes)?;
-            for _ in 0..PASSES {
-                let start = Instant::now();
-                passes.run(*nodes)?;
-                *seconds = seconds.min(start.elapsed().as_secs_f64());
-            }
-        }
-    }
-    let num_streams = model.streams().map_or(0, |streams| streams.adapter().streams.num_streams);
-    Ok(CostCurve::new(&fastest)?.with_draft_seconds(measure_drafting(&mut passes, num_streams)?))
-}
-
-/// Seconds of a stream pass and its proposals with 1, 2, ... streams, between passes that push its weights out of the caches as rounds do.
-fn measure_drafting(passes: &mut TreePasses<'_>, num_streams: usize) -> Result<Vec<f64>, DecodeError> {
-    let mut fastest = vec![f64::INFINITY; num_streams];
-    for _ in 0..=TURNS * PASSES {
-        for (index, seconds) in fastest.iter_mut().enumerate() {
-            passes.run(1)?;
-            let start = Instant::now();
-            passes.draft(index + 1)?;
-            *seconds = seconds.min(start.elapsed().as_secs_f64());
-        }
-    }
-    Ok(fastest)
-}
-
 /// What the system calls this processor.
 fn cpu_name() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -211,8 +182,11 @@ fn cpu_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use forestream_decode::testing::FakeModel;
 
+    use super::measurement::tests::TimedModel;
     use super::*;
 
     fn key(threads: usize) -> CostCurveKey {
@@ -244,7 +218,10 @@ mod tests {
     fn a_curve_is_kept_until_the_machine_is_quicker() {
         let directory = tempfile::tempdir().unwrap();
         let model = fake();
-        let curve = || load_or_measure(&model, &key(1), Some(directory.path())).unwrap();
+        let start = Instant::now();
+        let clock = || start.elapsed().as_secs_f64();
+        let supervision = Supervision { clock: &clock, note: None, is_stopped: None };
+        let curve = || load_or_measure(&model, &key(1), Some(directory.path()), &supervision).unwrap().curve;
         let first = curve();
         assert_eq!(first.max_nodes(), 32);
         assert_eq!(load(&key(1), directory.path()).and_then(|stored| stored.curve()), Some(first.clone()));
@@ -253,6 +230,24 @@ mod tests {
         store(&key(1), 1e9, &first, directory.path()).unwrap();
         assert_ne!(curve(), first, "it was measured on a machine that took ages");
         assert!(load(&key(1), directory.path()).unwrap().plain_seconds < 1e9);
+    }
+
+    #[test]
+    fn a_curve_of_slow_passes_is_kept_but_none_that_was_stopped() {
+        let directory = tempfile::tempdir().unwrap();
+        let model = TimedModel::new(0.1, 0.5);
+        let curve = |is_stopped| {
+            let (start, clock) = (model.now(), || model.now());
+            let supervision = Supervision { clock: &clock, note: None, is_stopped };
+            let measured = load_or_measure(&model, &key(1), Some(directory.path()), &supervision).unwrap();
+            (measured.curve, model.now() - start)
+        };
+        curve(Some(|| true));
+        assert_eq!(load(&key(1), directory.path()).map(|stored| stored.points), None);
+        let (measured, seconds) = curve(None);
+        let (kept, seconds_again) = curve(None);
+        assert_eq!(kept, measured);
+        assert!(seconds < 6.0 && seconds_again < 1.0, "{seconds} {seconds_again}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use forestream_train::{Place, Row, RowError, RowFile};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// A prompt made of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,8 @@ pub enum DatasetError {
     Rows(#[from] RowError),
     /// A row has not the field that the template names.
     #[error(
-        "{path}, {place}: the field {field:?} of the template is missing, or neither text nor a number; the row has {present}"
+        "{path}, {place}: the field {field:?} of the template is missing, or neither text nor a number (an integer of more \
+         than 64 bits is written in quotation marks); the row has {present}"
     )]
     Field {
         /// The file.
@@ -42,10 +43,12 @@ pub enum DatasetError {
         present: String,
     },
     /// The fields of the first row belong to no built-in task.
-    #[error("{path}: no built-in task has the fields {present}; name one with --task or give a --template")]
+    #[error("{path}, {place}: no built-in task has the fields {present}; name one with --task or give a --template")]
     UnknownTask {
         /// The file.
         path: PathBuf,
+        /// Where the first row stands.
+        place: Place,
         /// The fields of the first row.
         present: String,
     },
@@ -136,7 +139,7 @@ pub fn read_prompts(
         let row = row?;
         let recipe = match &mut recipe {
             Some(recipe) => recipe,
-            none => none.insert(Recipe::new(template, path, &row.fields)?),
+            none => none.insert(Recipe::new(template, path, &row)?),
         };
         let prompt = recipe.prompt(path, row)?;
         if seen.insert(prompt.text.clone()) {
@@ -146,16 +149,20 @@ pub fn read_prompts(
     if prompts.is_empty() { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(prompts) }
 }
 
-fn infer_task(path: &Path, fields: &Map<String, Value>) -> Result<&'static Task, DatasetError> {
-    let has_fields = |task: &&Task| {
-        let pieces = pieces(task.template).expect("built-in templates are valid");
-        pieces.iter().all(|piece| match piece {
-            Piece::Field(field) => text_of(fields, field).is_some(),
-            Piece::Text(_) => true,
-        })
-    };
-    let unknown = || DatasetError::UnknownTask { path: path.to_owned(), present: names(fields) };
-    TASKS.iter().find(has_fields).ok_or_else(unknown)
+/// The first task whose fields `row` fills, else the first whose fields it has: what is wrong with them is said later.
+fn infer_task(path: &Path, row: &Row) -> Result<&'static Task, DatasetError> {
+    let fields = &row.fields;
+    let find = |has: &dyn Fn(&str) -> bool| TASKS.iter().find(|task| fields_of(task).iter().all(|field| has(field)));
+    find(&|field| text_of(fields, field).is_some())
+        .or_else(|| find(&|field| fields.contains_key(field)))
+        .ok_or_else(|| DatasetError::UnknownTask { path: path.to_owned(), place: row.place, present: names(fields) })
+}
+
+/// The fields that the prompts of a task are made of.
+fn fields_of(task: &Task) -> Vec<String> {
+    let pieces = pieces(task.template).expect("built-in templates are valid");
+    let field = |piece| if let Piece::Field(field) = piece { Some(field) } else { None };
+    pieces.into_iter().filter_map(field).collect()
 }
 
 /// A template as rows are put into it.
@@ -166,11 +173,11 @@ struct Recipe {
 }
 
 impl Recipe {
-    /// `fields` are those of the first row, from which a task may be inferred.
-    fn new(template: &Template, path: &Path, fields: &Map<String, Value>) -> Result<Self, DatasetError> {
+    /// A task may be inferred from `row`, the first one.
+    fn new(template: &Template, path: &Path, row: &Row) -> Result<Self, DatasetError> {
         let of_task = |task: &'static Task| (task.template, task.category);
         let (template, category) = match template {
-            Template::Inferred => of_task(infer_task(path, fields)?),
+            Template::Inferred => of_task(infer_task(path, row)?),
             Template::Task(task) => of_task(task),
             Template::Text(text) => (text.as_str(), Some("category")),
         };
@@ -194,7 +201,9 @@ fn names(fields: &Map<String, Value>) -> String {
     names.join(", ")
 }
 
-/// The text of a field: a text, or a number as the file writes it; of a list, its first element.
+/// The text of a field: a text, or the value of a number, shortly written (`0.1` for `0.10`); of a list, its first element.
+///
+/// An integer of more than 64 bits, which a JSON value holds without its last digits, has none.
 pub(crate) fn text_of<'a>(fields: &'a Map<String, Value>, field: &str) -> Option<Cow<'a, str>> {
     let value = match fields.get(field)? {
         Value::Array(elements) => elements.first()?,
@@ -202,9 +211,15 @@ pub(crate) fn text_of<'a>(fields: &'a Map<String, Value>, field: &str) -> Option
     };
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),
-        Value::Number(number) => Some(Cow::Owned(number.to_string())),
+        Value::Number(number) if keeps_its_digits(number) => Some(Cow::Owned(number.to_string())),
         _ => None,
     }
+}
+
+/// Whether a number cannot stand for an integer that was too long for it.
+fn keeps_its_digits(number: &Number) -> bool {
+    const TOO_LARGE: f64 = (1_u64 << 63) as f64; // here integers of 64 bits end, the negative ones first
+    !number.is_f64() || number.as_f64().is_some_and(|value| value.abs() < TOO_LARGE)
 }
 
 /// The text of a template for a row.
@@ -284,6 +299,40 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_the_first_row_fills_goes_before_one_whose_fields_are_empty() {
+        let prompts = read(r#"{"dialogue": null, "prompt": "Do it"}"#, &Template::Inferred, None).unwrap();
+        assert_eq!(prompts[0].text, "Do it");
+    }
+
+    #[test]
+    fn numbers_keep_their_digits_or_are_refused() {
+        let template = Template::Text("{id}".to_owned());
+        let text = |id: &str| {
+            let prompts = read(&format!("{{\"id\": {id}}}"), &template, None)?;
+            Ok::<String, String>(prompts[0].text.clone())
+        };
+        let kept = [
+            ("7", "7"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("0.5", "0.5"),
+            ("0.10", "0.1"),
+            ("1e3", "1000.0"),
+            ("[12, 13]", "12"),
+            ("\"12345678901234567890123\"", "12345678901234567890123"),
+        ];
+        for (id, expected) in kept {
+            assert_eq!(text(id).as_deref(), Ok(expected), "{id}");
+        }
+        for id in
+            ["18446744073709551616", "-9223372036854775809", "12345678901234567890123", "[12345678901234567890123]"]
+        {
+            let error = text(id).unwrap_err();
+            assert!(error.contains("line 1: the field \"id\"") && error.contains("in quotation marks"), "{error}");
+        }
+    }
+
+    #[test]
     fn equal_prompts_count_once_and_the_limit_holds() {
         let content =
             "{\"prompt\": \"a\", \"source\": \"x\"}\n\n{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n{\"prompt\": \"c\"}\n";
@@ -312,7 +361,9 @@ mod tests {
             (format!("{good}\n{{\"prompt\": "), "line 2: not a JSON object"),
             (format!("{good}\n[1]"), "line 2: not a JSON object: it is a list"),
             (format!("{good}\n\n{{\"text\": \"b\"}}"), "line 3: the field \"prompt\""),
-            (r#"{"number": 1}"#.to_owned(), "no built-in task has the fields \"number\""),
+            (format!("\n{}", r#"{"number": 1}"#), "rows.jsonl, line 2: no built-in task has the fields \"number\""),
+            (r#"{"prompt": null, "source": "x"}"#.to_owned(), "rows.jsonl, line 1: the field \"prompt\""),
+            (r#"{"turns": []}"#.to_owned(), "rows.jsonl, line 1: the field \"turns\""),
             (String::new(), "has no rows"),
         ];
         for (content, expected) in cases {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use forestream_decode::strategies::{self, Requires, Resources, StreamingOptions};
 use forestream_decode::{Budget, CostCurve, SamplingSettings};
@@ -15,7 +16,7 @@ use forestream_text::{ChatTemplate, TextError, Tokenizer};
 
 use crate::adapters::{self, AdapterChoice};
 use crate::backend::Place;
-use crate::cost_curve::{self, CostCurveKey};
+use crate::cost_curve::{self, CostCurveKey, Supervision};
 use crate::vocabulary::tokenizer_of;
 use crate::{AUTO, Backend, Error, NamedDevice, Session};
 
@@ -44,6 +45,10 @@ pub struct EngineOptions {
     pub merge_adapter: bool,
     /// Where measured cost curves are kept; `None` measures them again each time.
     pub cost_curve_directory: Option<PathBuf>,
+    /// Is told, for whoever waits, where the measurement of a cost curve takes longer than a moment.
+    pub note: Option<fn(&str)>,
+    /// Whether such a measurement shall end early, as whoever waits has asked for the end of everything.
+    pub is_stopped: Option<fn() -> bool>,
 }
 
 /// A model that is ready to answer.
@@ -57,6 +62,8 @@ pub struct Engine {
     cost_curve_key: CostCurveKey,
     cost_curve_directory: Option<PathBuf>,
     cost_curve: OnceLock<CostCurve>,
+    note: Option<fn(&str)>,
+    is_stopped: Option<fn() -> bool>,
 }
 
 impl Engine {
@@ -91,6 +98,8 @@ impl Engine {
             cost_curve_key,
             cost_curve_directory: options.cost_curve_directory.clone(),
             cost_curve: OnceLock::new(),
+            note: options.note,
+            is_stopped: options.is_stopped,
         })
     }
 
@@ -216,7 +225,8 @@ impl Engine {
         }
     }
 
-    /// The budget that picks, each round, what pays on this machine. Measured at first use, and kept.
+    /// The budget that picks, each round, what pays on this machine. Measured at first use, in about two seconds at most unless
+    /// single passes take longer, and kept unless the measurement is stopped.
     ///
     /// # Errors
     /// If a pass of the measurement fails.
@@ -224,9 +234,15 @@ impl Engine {
         if let Some(curve) = self.cost_curve.get() {
             return Ok(Budget::Auto(curve.clone()));
         }
-        let curve =
-            cost_curve::load_or_measure(self.model(), &self.cost_curve_key, self.cost_curve_directory.as_deref())?;
-        Ok(Budget::Auto(self.cost_curve.get_or_init(|| curve).clone()))
+        let start = Instant::now();
+        let clock = || start.elapsed().as_secs_f64();
+        let supervision = Supervision { clock: &clock, note: self.note, is_stopped: self.is_stopped };
+        let directory = self.cost_curve_directory.as_deref();
+        let measured = cost_curve::load_or_measure(self.model(), &self.cost_curve_key, directory, &supervision)?;
+        if !measured.is_complete {
+            return Ok(Budget::Auto(measured.curve));
+        }
+        Ok(Budget::Auto(self.cost_curve.get_or_init(|| measured.curve).clone()))
     }
 }
 

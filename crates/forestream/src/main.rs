@@ -1,6 +1,7 @@
 //! The forestream binary: reads the command line, runs one command, prints one error.
 //!
-//! Exit codes: 0 for success, 1 for a failure, 2 for a command line that cannot be understood, 130 for a second Ctrl-C.
+//! Exit codes: 0 for success, also of a command that ends since nobody reads its output any more, 1 for a failure, 2 for a
+//! command line that cannot be understood, 130 for a second Ctrl-C, or a first one where there was nothing to end in order.
 
 mod args;
 mod commands;
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     };
     match commands::run(arguments.command) {
         Ok(code) => code,
+        Err(error) if commands::has_no_reader(&error) => ExitCode::SUCCESS,
         Err(error) => {
             commands::print_error(&error);
             ExitCode::FAILURE

@@ -134,11 +134,6 @@ impl<'e> Session<'e> {
         let strategy = engine.resolve(&options.strategy);
         let drafter = strategies::build(&strategy, &engine.resources(options.streaming))?;
         let stops = StopStrings::new(options.stop.clone())?;
-        let budget = match options.budget {
-            _ if !drafter.drafts() => Budget::Fixed(1),
-            Some(nodes) => Budget::Fixed(nodes),
-            None => engine.auto_budget()?,
-        };
         let stop_tokens = match options.at_stop_token {
             AtStopToken::Stop => engine.stop_tokens(),
             AtStopToken::GoOn => Vec::new(),
@@ -152,9 +147,14 @@ impl<'e> Session<'e> {
             ..SequenceOptions::default()
         };
         let capacity = self.cache.as_ref().map_or(engine.ctx_size(), KvCache::capacity);
-        // What is refused is refused before the cache is taken, and lost.
+        // What is refused is refused before costs are measured, and before the cache is taken, and lost.
         Sequence::check(engine.config(), prompt, capacity, &sequence_options)
             .map_err(|error| Error::of_prompt(error, engine.config()))?;
+        let budget = match options.budget {
+            _ if !drafter.drafts() => Budget::Fixed(1),
+            Some(nodes) => Budget::Fixed(nodes),
+            None => engine.auto_budget()?,
+        };
         let cache = self.cache.take().unwrap_or_else(|| engine.new_cache());
         let (model, drafter) = match trace {
             Some(trace) => (trace.model(), trace.drafter(drafter)),

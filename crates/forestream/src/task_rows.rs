@@ -37,7 +37,10 @@ impl RowTexts for TaskRows {
     fn prompt_and_completion(&self, row: &Map<String, Value>) -> Result<[String; 2], String> {
         let missing = |field: &str| {
             let present: Vec<&str> = row.keys().map(String::as_str).collect();
-            format!("the field `{field}` is missing, or neither text nor a number; the row has {}", present.join(", "))
+            format!(
+                "the field `{field}` is missing, or neither text nor a number (an integer of more than 64 bits is written in quotation marks); the row has {}",
+                present.join(", ")
+            )
         };
         let prompt = fill(&self.pieces, row).map_err(missing)?;
         let completion = text_of(row, &self.completion_field).ok_or_else(|| missing(&self.completion_field))?;

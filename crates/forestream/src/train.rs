@@ -1,10 +1,11 @@
 //! Training of adapters from a model's path: joins the model's files, its tokenizer and the trainer.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use forestream_burn::NamedDevice;
 use forestream_model::streams::{ADAPTER_FORMAT_VERSION, Adapter, AdapterConfig, BaseModel, TrainingMode};
-use forestream_model::{Checkpoint, Format, Isa};
+use forestream_model::{Checkpoint, Format, Isa, ModelError};
 use forestream_train::{DataReader, RowTexts, TrainJob, Writer};
 
 use crate::Error;
@@ -118,7 +119,10 @@ pub fn open(path: &Path, request: TrainRequest) -> Result<Trainer, Error> {
         calibration: Vec::new(),
     };
     let (settings, output) = (request.settings, request.output);
-    let previous = request.init_from.as_ref().or(request.adapter.as_ref()).and_then(|path| provenance(path));
+    let previous = match request.init_from.as_ref().or(request.adapter.as_ref()) {
+        Some(path) => provenance(path)?,
+        None => None,
+    };
     let origin = Origin { previous, ..request.origin };
     Ok(Trainer::new(TrainJob {
         base: &checkpoint,
@@ -137,8 +141,19 @@ pub fn open(path: &Path, request: TrainRequest) -> Result<Trainer, Error> {
 }
 
 /// What an adapter's directory says about its training; adapters of other makers need not say anything.
-fn provenance(adapter: &Path) -> Option<serde_json::Value> {
-    serde_json::from_slice(&std::fs::read(adapter.join(PROVENANCE)).ok()?).ok()
+fn provenance(adapter: &Path) -> Result<Option<serde_json::Value>, ModelError> {
+    let path = adapter.join(PROVENANCE);
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+            let problem = format!(
+                "not the provenance of an adapter: {error}; restore the file, or remove it, and the new adapter's says nothing \
+                 of this one"
+            );
+            ModelError::Malformed { path, problem }
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ModelError::Read { path, source }),
+    }
 }
 
 /// Writes the model that an adapter of joint mode makes of the base at `path` into `output`, as a Hugging Face directory;

@@ -26,13 +26,19 @@ impl<'m> TreePasses<'m> {
         let (cache, hidden) = (model.new_cache(depth + max_nodes), Hidden::new());
         let mut this = Self { model, cache, hidden, logits: Vec::new(), drafter: Streaming::default() };
         if depth > 0 {
-            this.fill(&some_tokens(depth, model.config().vocab_size))?;
+            this.fill(depth)?;
         }
         Ok(this)
     }
 
-    /// Commits `context`, and lets the drafter know where streams begin.
-    fn fill(&mut self, context: &[TokenId]) -> Result<(), DecodeError> {
+    /// Commits `more` further tokens, at least one, and lets the drafter know where streams begin.
+    ///
+    /// # Errors
+    /// If the pass fails.
+    pub(crate) fn fill(&mut self, more: usize) -> Result<(), DecodeError> {
+        let len = self.cache.len();
+        let tokens = some_tokens(len + more, self.model.config().vocab_size);
+        let context = &tokens[len..];
         let mut draft = Draft::new(context[0]);
         let mut path = vec![NodeId::ROOT];
         for &token in &context[1..] {
@@ -79,7 +85,6 @@ impl TreePasses<'_> {
         let limits = Limits { max_nodes: 16, max_depth: num_streams, vocab_size, min_score: TYPICAL_MIN_SCORE };
         let mut request = DraftRequest {
             target: self.model,
-            capacity: self.cache.capacity(),
             cache: &mut self.cache,
             context: &context,
             limits,

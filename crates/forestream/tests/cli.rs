@@ -318,8 +318,9 @@ fn a_message_that_is_too_long_does_not_end_the_conversation() {
     let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
     let input = format!("{}\nhi\n/stats\n", "word ".repeat(40));
     let run = sandbox.run_with_input(&["chat", "-m", &model, "-n", "4", "-c", "64", "--ignore-eos"], input.as_bytes());
-    run.assert_success();
-    assert!(run.stderr.contains("--ctx-size") && run.stderr.contains("taken back"), "{}", run.stderr);
+    run.assert_error(1, &["--ctx-size", "taken back"]);
+    let (refused, answer) = run.stdout.split_once('\n').unwrap();
+    assert!(refused.is_empty() && answer.len() > 1, "a refused message has an empty line: {:?}", run.stdout);
     assert!(run.stderr.contains("answer 4 tokens"), "{}", run.stderr);
     assert!(run.stderr.contains("--max-tokens is 4"), "{}", run.stderr);
     let full = sandbox.run_with_input(&["chat", "-m", &model, "-c", "64", "--ignore-eos"], b"hi\n");
@@ -327,6 +328,13 @@ fn a_message_that_is_too_long_does_not_end_the_conversation() {
     assert!(full.stderr.contains("--ctx-size allows more"), "{}", full.stderr);
     let full = sandbox.run_with_input(&["chat", "-m", &model, "--ignore-eos"], b"hi\n");
     assert!(full.stderr.contains("trained for no more") && !full.stderr.contains("--ctx-size"), "{}", full.stderr);
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_the_first_line() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let run = sandbox.run_with_input(&["chat", "-m", &model, "-n", "4"], "\u{feff}/help\n".as_bytes());
+    assert!(run.assert_success().stderr.contains("/save FILE") && run.stdout.is_empty(), "{}", run.stdout);
 }
 
 #[test]
@@ -391,6 +399,24 @@ fn compare_reports_each_arm_against_plain_decoding() {
         json["arms"].as_array().unwrap().iter().filter_map(|arm| arm["spec_type"].as_str()).collect();
     assert_eq!(names, ["none", "ngram", "none"], "a second plain arm shows the noise");
     assert_eq!(json["arms"][0]["num_prompts"], 2, "repetitions are one answer");
+}
+
+#[test]
+fn categories_control_neither_terminal_nor_table() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let rows = "{\"prompt\": \"a\", \"source\": \"\\u001b]0;X\\u0007red\\u009b\"}\n{\"prompt\": \"c\", \"source\": \"x\\n\\ty\"}\n";
+    let data = sandbox.file("prompts.jsonl", rows);
+    let compare = ["compare", "-m", &model, "--data", &data, "-n", "4", "--spec-types", "none"];
+    let table = sandbox.run(&compare);
+    let is_plain = |text: &str| text.chars().all(|letter| !letter.is_control() || letter == '\n');
+    assert!(is_plain(&table.assert_success().stdout), "{:?}", table.stdout);
+    for category in ["\n  \\u001b]0;X\\u0007red\\u009b ", "\n  x\\n\\ty "] {
+        assert!(table.stdout.contains(category), "{category:?} is not in {:?}", table.stdout);
+    }
+    let json = sandbox.run(&[&compare[..], &["-o", "json"]].concat());
+    assert!(is_plain(&json.stdout), "{:?}", json.stdout);
+    let categories = &json.json()["arms"][0]["categories"];
+    assert!(categories["\u{1b}]0;X\u{7}red\u{9b}"].is_object() && categories["x\n\ty"].is_object(), "{categories}");
 }
 
 #[test]

@@ -143,6 +143,7 @@ fn a_file_that_was_made_otherwise_is_refused_and_left_as_it_is() {
         (&text, &["--quantize", "q8_0"], "weight_format"),
         (&text, &["--adapter", adapter.to_str().unwrap()], "task_digest null, and "),
         (&text, &["-m", &other_model], "fingerprint"),
+        (&text, &["--limit", "1"], "has 2 answers, and the data have 1 prompts"),
         (&text, &["--template", "Say {prompt}"], "line 2: the answer is to \"one\""),
         ("{\"prompt\": \"mine\"}\n", &[], "does not begin as a file of answers does"),
         ("mine", &[], "does not begin as a file of answers does"),

@@ -25,6 +25,8 @@ struct Repository {
     /// Answers other than the file; the listing is called by the empty name.
     failures: BTreeMap<String, u16>,
     commit: String,
+    /// What the server calls the content of every file, where it is not a sum of it.
+    etag: Option<String>,
     downloads: Vec<String>,
 }
 
@@ -85,6 +87,7 @@ fn answer(mut stream: &TcpStream, repository: &mut Repository) {
     if !file.ends_with(".safetensors") {
         etag.truncate(40); // small files have another sum
     }
+    let etag = repository.etag.as_ref().unwrap_or(&etag);
     let first_byte_only = range.as_deref() == Some("0-0");
     if !first_byte_only && !is_listing && failure.is_none() {
         repository.downloads.push(file.to_owned());
@@ -219,4 +222,65 @@ fn each_refusal_has_its_own_remedy() {
         run.assert_error(1, expected);
         assert!(!run.stderr.contains("check the network"), "{}", run.stderr);
     }
+}
+
+/// The files and links below `directory` whose name has `part` in it.
+fn found_below(directory: &Path, part: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| {
+            let is_called_so = path.file_name().unwrap().to_str().unwrap().contains(part);
+            let inside = if path.is_dir() { found_below(&path, part) } else { Vec::new() };
+            is_called_so.then_some(path).into_iter().chain(inside)
+        })
+        .collect()
+}
+
+#[test]
+fn a_file_that_would_leave_the_cache_is_neither_fetched_nor_replaced() {
+    let (hub, sandbox) = (Hub::start("tiny-llama"), Sandbox::new());
+    let weights = Path::new(&tiny_model("tiny-llama")).join("model.safetensors");
+    for name in ["../../../../evil-Q4_K_M.gguf", "/evil-Q4_K_M.gguf", "x/../../evil-Q4_K_M.gguf"] {
+        hub.repository.lock().unwrap().files = BTreeMap::from([(name.to_owned(), weights.clone())]);
+        std::fs::create_dir_all(sandbox.path("hugging-face")).unwrap();
+        let own = sandbox.path("hugging-face/evil-Q4_K_M.gguf");
+        std::fs::write(&own, "own").unwrap();
+        let run = hub.pull(&sandbox, NAME);
+        run.assert_error(1, &[&hub.endpoint, "somebody/tiny", &format!("{name:?}"), "HF_ENDPOINT"]);
+        assert_eq!(hub.downloads(), [] as [&str; 0]);
+        assert_eq!(std::fs::read_to_string(&own).unwrap(), "own");
+        assert_eq!(found_below(&sandbox.path("."), "evil"), [sandbox.path("./hugging-face/evil-Q4_K_M.gguf")]);
+    }
+}
+
+#[test]
+fn a_commit_or_etag_that_would_leave_the_cache_is_refused() {
+    let (hub, sandbox) = (Hub::start("tiny-llama"), Sandbox::new());
+    let refused = |what: &str, name: &str| {
+        let run = hub.pull(&sandbox, NAME);
+        run.assert_error(1, &[&hub.endpoint, "somebody/tiny", what, &format!("{name:?}"), "HF_ENDPOINT"]);
+        assert_eq!(hub.downloads(), [] as [&str; 0]);
+        assert_eq!(found_below(&sandbox.path("."), "evil"), [] as [PathBuf; 0]);
+    };
+    for commit in ["../../../../evil", "evil/1", "..", ""] {
+        hub.repository.lock().unwrap().commit = commit.to_owned();
+        refused("commit", commit);
+    }
+    hub.repository.lock().unwrap().commit = "c0ffee".to_owned();
+    for etag in ["../../../../evil", "/evil", "..", "W/../evil", ""] {
+        hub.repository.lock().unwrap().etag = Some(etag.to_owned());
+        refused("etag", etag);
+    }
+}
+
+#[test]
+fn a_crash_of_the_client_is_not_silence_of_the_network() {
+    let (hub, sandbox) = (Hub::start("tiny-llama"), Sandbox::new());
+    hub.fail("config.json", 302); // leads nowhere, which the client does not expect
+    let run = hub.pull(&sandbox, NAME);
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    for part in ["the client crashed: location", "HF_ENDPOINT"] {
+        assert!(run.stderr.contains(part), "{part:?} is not in: {}", run.stderr);
+    }
+    assert!(!run.stderr.contains("no answer") && !run.stderr.contains("check the network"), "{}", run.stderr);
 }

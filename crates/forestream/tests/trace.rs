@@ -8,8 +8,9 @@ mod adapter;
 mod support;
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use forestream::trace::{Stage, TracedPass};
@@ -18,7 +19,7 @@ use forestream::{
     StreamingOptions, TokenId, Trace,
 };
 use serde_json::{Value, json};
-use support::{Sandbox, tiny_model};
+use support::{Run, Sandbox, tiny_model};
 
 const TEXT: &str = "one two three one two three </script><script>alert('x')</script> <!-- & \" one two";
 
@@ -264,6 +265,86 @@ fn an_answer_that_fails_leaves_the_old_page() {
     generate(&old, &[]).assert_success();
     assert!(std::fs::read_to_string(&old).unwrap().contains("</script>"));
     assert_eq!(names(), ["old.html"]);
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_refused_before_the_model_is_loaded() {
+    let sandbox = Sandbox::new();
+    let page = sandbox.path("nowhere/trace.html");
+    let run = sandbox.run(&["generate", "-m", "no/model.gguf", "-p", "hi", "--trace", page.to_str().unwrap()]);
+    run.assert_error(1, &["cannot create the trace", "nowhere/trace.html"]);
+}
+
+#[test]
+fn a_killed_run_leaves_no_page_that_is_not_whole() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    for old in [None, Some("old")] {
+        let page = sandbox.path("trace.html");
+        if let Some(old) = old {
+            std::fs::write(&page, old).unwrap();
+        }
+        let answer = ["generate", "-m", &model, "-p", TEXT, "-n", "400", "--ignore-eos"];
+        let mut command = sandbox.command(&[&answer[..], &["--trace", page.to_str().unwrap()]].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap(); // the answer has begun
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let left = std::fs::read_to_string(&page).ok();
+        let is_whole = left.as_ref().is_some_and(|page| page.contains("</html>"));
+        assert!(is_whole || left.as_deref() == old, "{left:?} in place of {old:?}");
+    }
+}
+
+/// A script of the shell that gets `command` as its arguments.
+#[cfg(unix)]
+fn in_shell(script: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
+#[cfg(unix)]
+#[test]
+fn a_page_that_cannot_be_completed_leaves_the_old_one() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    std::fs::create_dir(sandbox.path("pages")).unwrap();
+    let page = sandbox.file("pages/trace.html", "old");
+    let generate = sandbox.command(&["generate", "-m", &model, "-p", TEXT, "-n", "4", "--trace", &page]);
+    // No file may grow beyond a block, as on a full disk.
+    let run = Run::of(in_shell("trap '' XFSZ; ulimit -f 1; exec \"$@\"", &generate).output().unwrap());
+    run.assert_error(1, &["cannot write the trace", &page]);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), "old");
+    let names: Vec<_> = sandbox.path("pages").read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["trace.html"], "nothing half-written stays behind");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_page_goes_where_there_is_no_file_to_replace() {
+    let (sandbox, model) = (Sandbox::new(), tiny_model("tiny-llama"));
+    let answer = ["generate", "-m", &model, "-p", TEXT, "-n", "4", "--temp", "0", "--trace"];
+    let to_pipe = sandbox.run(&[&answer[..], &["/dev/stdout"]].concat());
+    assert!(to_pipe.assert_success().stdout.contains("</html>"), "{}", to_pipe.stdout);
+    let output = sandbox.path("output");
+    let to_file = |path: &str| {
+        let mut command = sandbox.command(&[&answer[..], &[path]].concat());
+        Run::of(command.stdout(File::create(&output).unwrap()).output().unwrap()).code
+    };
+    assert_eq!(to_file("/dev/null"), 0);
+    let text = std::fs::read_to_string(&output).unwrap();
+    assert_eq!(to_file("/dev/stdout"), 0);
+    let with_page = std::fs::read_to_string(&output).unwrap();
+    assert!(!text.is_empty() && with_page.starts_with(&format!("{text}<!DOCTYPE html>")), "{with_page:.99}");
+    let mut to_descriptor =
+        in_shell("exec \"$@\" 3>&1 >/dev/null", &sandbox.command(&[&answer[..], &["/dev/fd/3"]].concat()));
+    let page = Run::of(to_descriptor.output().unwrap());
+    assert!(page.assert_success().stdout.starts_with("<!DOCTYPE html>"), "{}", page.stdout);
 }
 
 #[cfg(unix)]

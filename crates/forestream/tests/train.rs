@@ -235,7 +235,7 @@ fn what_is_wrong_with_the_data_is_said() {
         (sandbox.file("broken.jsonl", broken), vec!["broken.jsonl, line 3", "`completion`"]),
         (sandbox.file("other.jsonl", distilled), vec!["other.jsonl, line 1", "`other`", "distill"]),
         (sandbox.file("one.jsonl", rows(1)), vec!["one example", "--eval-data"]),
-        (sandbox.file("none.jsonl", ""), vec!["none.jsonl", "nothing to train on"]),
+        (sandbox.file("none.jsonl", ""), vec!["none.jsonl", "nothing to train on: it has no rows"]),
         (sandbox.path("absent.jsonl").to_str().unwrap().to_owned(), vec!["cannot read", "absent.jsonl"]),
     ];
     for (data, expected) in cases {
@@ -285,4 +285,21 @@ fn settings_and_places_that_cannot_be_used_are_errors() {
     }
     let file = sandbox.file("in-the-way", "");
     train(&sandbox, &data, Path::new(&file), "").assert_error(1, &["cannot write", "in-the-way", "--output"]);
+}
+
+#[test]
+fn a_broken_provenance_of_the_adapter_to_start_from_is_named() {
+    let sandbox = Sandbox::new();
+    let (data, first) = (sandbox.file("mine.jsonl", rows(40)), sandbox.path("first"));
+    train(&sandbox, &data, &first, "").assert_success();
+    let provenance = first.join("provenance.json");
+    let whole = std::fs::read(&provenance).unwrap();
+    let start = format!("--init-from {} --dry-run", first.display());
+    let output = sandbox.path("second");
+    for broken in [&whole[..whole.len() / 2], b""] {
+        std::fs::write(&provenance, broken).unwrap();
+        train(&sandbox, &data, &output, &start).assert_error(1, &["first/provenance.json", "remove it"]);
+    }
+    std::fs::remove_file(&provenance).unwrap(); // other makers write none
+    train(&sandbox, &data, &output, &start).assert_success();
 }

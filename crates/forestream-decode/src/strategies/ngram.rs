@@ -168,7 +168,7 @@ impl Default for Ngram {
 
 impl Drafter for Ngram {
     fn draft(&mut self, request: &mut DraftRequest<'_>, draft: &mut Draft) -> Result<(), DecodeError> {
-        self.read(request.context, request.capacity);
+        self.read(request.context, request.cache.capacity());
         self.queue.clear();
         self.num_queued = 0;
         self.enqueue(NodeId::ROOT, 1.0, self.longest_suffix());

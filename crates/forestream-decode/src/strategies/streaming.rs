@@ -311,9 +311,9 @@ impl Drafter for Streaming {
 
     fn inspect(&mut self, pass: UnverifiedPass<'_>) -> Result<(), DecodeError> {
         self.fused.clear();
-        let Some(streams) = pass.target.streams().filter(|_| self.options.pass == StreamPass::Fused) else {
-            return Ok(());
-        };
+        // While the streams rest nobody would read their states.
+        let is_wanted = self.options.pass == StreamPass::Fused && !self.worth.is_resting();
+        let Some(streams) = pass.target.streams().filter(|_| is_wanted) else { return Ok(()) };
         let config = &streams.adapter().streams;
         let tree = pass.draft.tree();
         self.fused.extend(tree.node_ids().filter(|&node| pass.hidden.row_of(pass.sequence_index, node).is_some()));

@@ -48,7 +48,7 @@ fn run(isa: Isa, cache: &Cache, queries: &[f32], visible: &[Visible], scattered:
 
 #[test]
 fn attention_matches_its_formula_on_every_instruction_set() {
-    for (head_dim, len) in [(8, 1), (64, 5), (64, 77), (80, 64), (128, 100)] {
+    for (head_dim, len) in [(8, 1), (8, 77), (20, 100), (64, 5), (64, 77), (80, 64), (128, 100)] {
         let content: Vec<u32> = (0..len).collect();
         let cache = Cache::new(head_dim, &content);
         let visible = [seen(len as usize)]; // all queries are of one node
@@ -101,7 +101,12 @@ fn a_key_that_is_nan_shows_in_every_query_that_sees_it() {
 
 #[test]
 fn a_tree_node_gets_the_bits_of_its_path_in_a_chain() {
-    let head_dim = 64;
+    for head_dim in [20, 64] {
+        check_a_path_among_others(head_dim);
+    }
+}
+
+fn check_a_path_among_others(head_dim: usize) {
     // The same path, once as slots 0..47 and once with its last four keys scattered among other nodes.
     let path: Vec<u32> = (100..147).collect();
     let mut scattered = path[..43].to_vec();

@@ -37,7 +37,7 @@ pub(super) fn config(metadata: &GgufMetadata, contents: &Contents) -> Result<Dec
             .ok_or_else(|| ModelError::malformed(metadata.path(), "the tensor `token_embd.weight` is missing"))?,
         max_position_embeddings: super::limited(keys.required_size("context_length")?, window),
         rms_norm_eps: keys.required_number("attention.layer_norm_rms_epsilon")? as f32,
-        rope: keys.rope(architecture, contents)?,
+        rope: keys.rope(architecture, contents, head_dim)?,
         tie_word_embeddings: contents.tensor("output.weight").is_none(),
         has_qkv_bias: architecture.has_qkv_bias || contents.tensor("blk.0.attn_q.bias").is_some(),
         has_qk_norm: architecture.has_qk_norm,
@@ -92,27 +92,45 @@ impl Keys<'_> {
         }
     }
 
-    fn rope(&self, architecture: &Architecture, contents: &Contents) -> Result<RopeConfig, ModelError> {
+    fn rope(
+        &self,
+        architecture: &Architecture,
+        contents: &Contents,
+        head_dim: usize,
+    ) -> Result<RopeConfig, ModelError> {
         let theta = self.metadata.number(&self.key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_THETA);
-        let scaling = match contents.tensor(ROPE_FACTORS) {
-            Some(tensor) => RopeScaling::Factors(contents.to_f32(tensor)?),
-            None => self.scaling()?,
-        };
+        let mut scaling = self.scaling()?;
+        if let Some(tensor) = contents.tensor(ROPE_FACTORS) {
+            let path = self.metadata.path();
+            if scaling != RopeScaling::None {
+                let problem = format!("both `{ROPE_FACTORS}` and {scaling:?} scale the rotary frequencies");
+                return Err(ModelError::unsupported(path, problem));
+            }
+            let (num_factors, num_pairs) = (tensor.num_elements(), head_dim / 2);
+            if num_factors != num_pairs {
+                let problem = format!("{num_factors} RoPE factors for {num_pairs} channel pairs");
+                return Err(ModelError::malformed(path, problem));
+            }
+            scaling = RopeScaling::Factors(contents.to_f32(tensor)?);
+        }
         Ok(RopeConfig { theta, style: architecture.gguf_rope_style, scaling })
     }
 
     fn scaling(&self) -> Result<RopeScaling, ModelError> {
         let type_key = self.key("rope.scaling.type");
-        match self.metadata.text(&type_key)? {
-            None | Some("none") => {}
-            Some("linear") => return Ok(RopeScaling::Linear { factor: self.required_number("rope.scaling.factor")? }),
+        let factor = match self.metadata.text(&type_key)? {
+            Some("none") => None,
+            Some("linear") => Some(self.required_number("rope.scaling.factor")?),
             Some(other) => {
                 let problem = format!("`{type_key}` is `{other}`; supported are none and linear");
                 return Err(ModelError::unsupported(self.metadata.path(), problem));
             }
-        }
-        // Files from before `rope.scaling.type`.
-        let factor = self.metadata.number(&self.key("rope.scale_linear"))?;
+            // A factor without a type is linear; files from before both have the last key.
+            None => match self.metadata.number(&self.key("rope.scaling.factor"))? {
+                Some(factor) => Some(factor),
+                None => self.metadata.number(&self.key("rope.scale_linear"))?,
+            },
+        };
         Ok(factor.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor }))
     }
 }

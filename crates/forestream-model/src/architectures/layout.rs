@@ -62,8 +62,9 @@ pub(crate) fn place_tensors(contents: &Contents, config: &DecoderConfig) -> Resu
             return Err(ModelError::malformed(contents.path(), format!("the weight `{name}` is missing")));
         };
         let tensor = &tensors[index];
+        // A matrix of one row is stored as such or as a vector.
         let expected = if rows == 1 { vec![cols] } else { vec![rows, cols] };
-        if tensor.shape != expected {
+        if tensor.shape != expected && tensor.shape != [rows, cols] {
             let (stored, shape) = (&tensor.name, &tensor.shape);
             let problem =
                 format!("the tensor `{stored}` has shape {shape:?}, but the configuration asks for {expected:?}");

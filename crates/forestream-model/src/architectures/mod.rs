@@ -125,12 +125,7 @@ fn check(config: &DecoderConfig, path: &Path) -> Result<(), ModelError> {
 }
 
 fn check_scaling(config: &DecoderConfig, path: &Path) -> Result<(), ModelError> {
-    let half = config.head_dim / 2;
     let divisors = match &config.rope.scaling {
-        RopeScaling::Factors(factors) if factors.len() != half => {
-            let problem = format!("{} RoPE factors for {half} channel pairs", factors.len());
-            return Err(ModelError::malformed(path, problem));
-        }
         RopeScaling::Factors(factors) => factors.iter().copied().map(f64::from).collect(),
         RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } => vec![*factor],
         RopeScaling::None => Vec::new(),

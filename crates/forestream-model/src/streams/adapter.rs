@@ -3,7 +3,9 @@
 //! Rows of `q_proj` and `k_proj` changes are in the order that rotates halves (Hugging Face), whatever the base file does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use ::safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use half::f16;
@@ -138,7 +140,7 @@ impl Adapter {
         Ok(Self { config, tensors, draft_vocabulary, inner_features })
     }
 
-    /// Writes configuration and weights (in half precision) into `directory`, each under its name only when complete.
+    /// Writes configuration and weights (in half precision) into `directory`, both or neither.
     ///
     /// # Errors
     /// When the directory or a file cannot be written, and values that half precision cannot hold, as diverged ones.
@@ -146,17 +148,27 @@ impl Adapter {
     /// # Panics
     /// If a tensor of the configuration is missing or has another length.
     pub fn save(&self, directory: &Path, base: &DecoderConfig) -> Result<(), ModelError> {
+        let files = self.files(directory, base)?;
         std::fs::create_dir_all(directory).map_err(|source| write_error(directory, source))?;
+        write_whole(&files)
+    }
+
+    /// The files that [`Adapter::save`] writes, for [`write_whole`] with what else belongs to the adapter.
+    ///
+    /// # Errors
+    /// Values that half precision cannot hold, as diverged ones.
+    ///
+    /// # Panics
+    /// As [`Adapter::save`].
+    pub fn files(&self, directory: &Path, base: &DecoderConfig) -> Result<Vec<(PathBuf, Vec<u8>)>, ModelError> {
         let is_too_great = |values: &[f32]| values.iter().any(|&value| !f16::from_f32(value).is_finite());
         if let Some((name, _)) = self.tensors.iter().find(|(_, values)| is_too_great(values)) {
             let problem = format!("half precision cannot hold the values of `{name}`; train again with a lower --lr");
             return Err(ModelError::unsupported(&directory.join(WEIGHTS), problem));
         }
-        let bytes = self.to_safetensors(base);
-        write_whole(&directory.join(WEIGHTS), &bytes)?;
         let mut json = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
         json.push(b'\n');
-        write_whole(&directory.join(CONFIG), &json)
+        Ok(vec![(directory.join(WEIGHTS), self.to_safetensors(base)), (directory.join(CONFIG), json)])
     }
 
     /// What tells the models apart that adapters make of one base: the SHA-256, in hexadecimal, of the changes of main rows.
@@ -259,13 +271,25 @@ fn to_f32(path: &Path, name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, Mo
     }
 }
 
-/// Writes a file under a temporary name and renames it when it is complete.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
-    let temporary = path.with_extension("partial");
-    let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|source| {
-        let _ = std::fs::remove_file(&temporary); // nothing half-written stays behind
-        write_error(path, source)
+/// Replaces files that belong together: each is written under a temporary name, and they get their own when all of them are
+/// safely on the disk. A full disk or a program that is killed leaves the former ones whole.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_whole(files: &[(PathBuf, Vec<u8>)]) -> Result<(), ModelError> {
+    let partial = |path: &Path| path.with_extension("partial");
+    let write = |path: &Path, bytes: &[u8]| {
+        let mut file = File::create(partial(path))?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    let rename = |path: &Path| std::fs::rename(partial(path), path);
+    let written = files.iter().map(|(path, bytes)| write(path, bytes).map_err(|source| write_error(path, source)));
+    let renamed = files.iter().map(|(path, _)| rename(path).map_err(|source| write_error(path, source)));
+    written.chain(renamed).collect::<Result<(), _>>().inspect_err(|_| {
+        for (path, _) in files {
+            let _ = std::fs::remove_file(partial(path)); // nothing half-written stays behind
+        }
     })
 }
 
@@ -275,4 +299,27 @@ fn write_error(path: &Path, source: std::io::Error) -> ModelError {
 
 fn short(fingerprint: &str) -> &str {
     fingerprint.get(..12).unwrap_or(fingerprint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_belong_together_are_replaced_together_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = ["one.json", "two.json"].map(|name| directory.path().join(name));
+        let files = |text: &str| paths.each_ref().map(|path| (path.clone(), text.as_bytes().to_vec()));
+        let contents = || paths.each_ref().map(|path| std::fs::read_to_string(path).unwrap());
+        write_whole(&files("former")).unwrap();
+        let in_the_way = directory.path().join("two.partial");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let error = write_whole(&files("new")).unwrap_err();
+        assert!(matches!(&error, ModelError::Write { path, .. } if *path == paths[1]), "{error}");
+        assert_eq!(contents(), ["former", "former"]);
+        std::fs::remove_dir(&in_the_way).unwrap();
+        write_whole(&files("new")).unwrap();
+        assert_eq!(contents(), ["new", "new"]);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2, "no partial file is left");
+    }
 }

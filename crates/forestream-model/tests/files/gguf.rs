@@ -34,9 +34,7 @@ fn tiny_config() -> DecoderConfig {
 
 #[test]
 fn metadata_becomes_the_configuration() {
-    type Change = fn(&mut GgufWriter);
-    type Expect = fn(&mut DecoderConfig);
-    let cases: [(&str, Change, Expect); 9] = [
+    check(&[
         ("as it is", |_| {}, |_| {}),
         ("version 2", |writer| writer.version = 2, |_| {}),
         (
@@ -53,20 +51,17 @@ fn metadata_becomes_the_configuration() {
             |config| config.tie_word_embeddings = false,
         ),
         (
-            "linear scaling",
+            "one inner feature, a matrix of one row",
             |writer| {
-                writer.set("llama.rope.scaling.type", Value::Text("linear".into()));
-                writer.set("llama.rope.scaling.factor", Value::F32(4.0));
+                writer.set("llama.feed_forward_length", Value::U32(1));
+                for name in ["blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"] {
+                    writer.remove(name);
+                    writer.add(name, &[HIDDEN, 1]);
+                }
+                writer.remove("blk.0.ffn_down.weight");
+                writer.add("blk.0.ffn_down.weight", &[1, HIDDEN]);
             },
-            |config| config.rope.scaling = RopeScaling::Linear { factor: 4.0 },
-        ),
-        (
-            "scaling factors in a tensor",
-            |writer| {
-                writer.add("rope_freqs.weight", &[2]);
-                writer.tensor("rope_freqs.weight").data = f32_bytes(&[1.0, 8.0]);
-            },
-            |config| config.rope.scaling = RopeScaling::Factors(vec![1.0, 8.0]),
+            |config| config.intermediate_size = 1,
         ),
         (
             "a sliding window",
@@ -90,7 +85,55 @@ fn metadata_becomes_the_configuration() {
             },
             |config| config.has_qkv_bias = true,
         ),
-    ];
+    ]);
+}
+
+#[test]
+fn rope_scaling() {
+    check(&[
+        (
+            "linear scaling",
+            |writer| {
+                writer.set("llama.rope.scaling.type", Value::Text("linear".into()));
+                writer.set("llama.rope.scaling.factor", Value::F32(4.0));
+            },
+            |config| config.rope.scaling = RopeScaling::Linear { factor: 4.0 },
+        ),
+        (
+            "a factor without a type is linear",
+            |writer| writer.set("llama.rope.scaling.factor", Value::F32(4.0)),
+            |config| config.rope.scaling = RopeScaling::Linear { factor: 4.0 },
+        ),
+        (
+            "the former key of the factor",
+            |writer| writer.set("llama.rope.scale_linear", Value::F32(4.0)),
+            |config| config.rope.scaling = RopeScaling::Linear { factor: 4.0 },
+        ),
+        (
+            "no scaling, whatever the factor",
+            |writer| {
+                writer.set("llama.rope.scaling.type", Value::Text("none".into()));
+                writer.set("llama.rope.scaling.factor", Value::F32(4.0));
+                writer.set("llama.rope.scale_linear", Value::F32(4.0));
+            },
+            |_| {},
+        ),
+        (
+            "scaling factors in a tensor",
+            |writer| {
+                writer.add("rope_freqs.weight", &[2]);
+                writer.tensor("rope_freqs.weight").data = f32_bytes(&[1.0, 8.0]);
+            },
+            |config| config.rope.scaling = RopeScaling::Factors(vec![1.0, 8.0]),
+        ),
+    ]);
+}
+
+type Change = fn(&mut GgufWriter);
+type Expect = fn(&mut DecoderConfig);
+
+/// Opens the tiny model with each change and compares its configuration with what is expected.
+fn check(cases: &[(&str, Change, Expect)]) {
     for (case, change, expect) in cases {
         let (mut writer, mut expected) = (GgufWriter::llama(), tiny_config());
         change(&mut writer);

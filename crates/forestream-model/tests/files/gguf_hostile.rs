@@ -56,6 +56,16 @@ fn headers() {
 fn metadata() {
     check(&[
         (
+            "more numbers than any model has",
+            |writer| {
+                let count = (1 << 22) + 1;
+                let elements = vec![0; count];
+                let array = [&0_u32.to_le_bytes()[..], &(count as u64).to_le_bytes(), &elements].concat();
+                writer.set("llama.numbers", Value::Raw(9, array));
+            },
+            &["`llama.numbers` is 4194305", "at most 4194304"],
+        ),
+        (
             "key twice",
             |writer| writer.pairs.push(("llama.block_count".into(), Value::U32(1))),
             &["`llama.block_count` occurs twice"],
@@ -301,6 +311,15 @@ fn weights() {
             "too few RoPE factors",
             |writer| writer.add("rope_freqs.weight", &[1]),
             &["1 RoPE factors for 2 channel pairs"],
+        ),
+        (
+            "RoPE factors beside another scaling",
+            |writer| {
+                writer.add("rope_freqs.weight", &[2]);
+                writer.set("llama.rope.scaling.type", Value::Text("linear".into()));
+                writer.set("llama.rope.scaling.factor", Value::F32(4.0));
+            },
+            &["both `rope_freqs.weight`", "Linear"],
         ),
         (
             "RoPE factor 0",

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod draft_vocabulary;
+mod interrupted;
 mod narrow;
 mod output;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use forestream_burn::NamedDevice;
 use forestream_model::streams::{
@@ -169,10 +171,6 @@ fn tensors(output: &Path) -> Vec<(String, Vec<u8>)> {
     tensors
 }
 
-fn provenance(output: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(output.join("provenance.json")).unwrap()).unwrap()
-}
-
 #[test]
 fn streams_learn_and_the_adapter_is_exported() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
@@ -302,43 +300,6 @@ fn streams_of_a_joint_run_are_trained_on_while_its_model_stays() {
 }
 
 #[test]
-fn a_resumed_run_equals_one_that_was_never_interrupted() {
-    for change in [&|_: &mut TrainJob<'_>| {}, &make_joint as Change, &make_narrow] {
-        check_resume(change);
-    }
-}
-
-fn check_resume(change: Change) {
-    let (base, directory) = (base(), tempfile::tempdir().unwrap());
-    let whole = directory.path().join("whole");
-    let job = |base, output: &Path, settings| {
-        let mut job = job(base, output, settings);
-        change(&mut job);
-        job
-    };
-    Trainer::new(job(&base, &whole, settings(10))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
-    for stop_after in [1, 3, 7] {
-        let output = directory.path().join(format!("stopped-{stop_after}"));
-        let mut watcher = Watcher { stop_after: Some(stop_after), ..Watcher::default() };
-        let outcome = Trainer::new(job(&base, &output, settings(10))).unwrap().run(Start::Fresh, &mut watcher).unwrap();
-        assert_eq!(outcome, Outcome::Stopped(stop_after));
-        let mut watcher = Watcher::default();
-        let command = "forestream train --resume".to_owned();
-        let resumed = TrainJob { origin: Origin { command, ..Origin::default() }, ..job(&base, &output, settings(10)) };
-        Trainer::new(resumed).unwrap().run(Start::Resume, &mut watcher).unwrap();
-        assert_eq!(watcher.reports[0].step, stop_after + 1);
-        for name in ["command", "previous"] {
-            assert_eq!(provenance(&output)[name], provenance(&whole)[name], "{name} after a stop at {stop_after}");
-        }
-        assert!(tensors(&output) == tensors(&whole), "weights and moments differ after a stop at {stop_after}");
-        let weights = |output: &PathBuf| std::fs::read(output.join("adapter_model.safetensors")).unwrap();
-        assert!(weights(&output) == weights(&whole), "adapters differ after a stop at {stop_after}");
-        let lines = |output: &PathBuf| std::fs::read_to_string(output.join(LOG)).unwrap().lines().count();
-        assert_eq!(lines(&output), lines(&whole));
-    }
-}
-
-#[test]
 fn what_is_kept_for_later_epochs_changes_nothing() {
     let (base, directory) = (base(), tempfile::tempdir().unwrap());
     let distilled: Change<'_> = &|job| job.settings.objective = Objective::Kl;
@@ -362,37 +323,26 @@ fn what_is_kept_for_later_epochs_changes_nothing() {
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    for change in [&|_: &mut TrainJob<'_>| {}, &make_joint as Change] {
+    for change in [&|_: &mut TrainJob<'_>| {}, &make_joint as Change, &make_narrow] {
         let (base, directory) = (base(), tempfile::tempdir().unwrap());
         let outputs = [1, 2, 5].map(|num_threads| {
             let output = directory.path().join(num_threads.to_string());
             let mut job = job(&base, &output, TrainSettings { batch_tokens: 520, ..settings(3) });
+            (job.training, job.held_out) = (counting("train.jsonl", 90), counting("dev.jsonl", 40));
             change(&mut job);
             job.load_options.num_threads = num_threads;
-            Trainer::new(job).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
-            tensors(&output)
+            let mut watcher = Watcher::default();
+            Trainer::new(job).unwrap().run(Start::Fresh, &mut watcher).unwrap();
+            let adapter = Adapter::open(&output, base.config(), &base.fingerprint()).unwrap();
+            (tensors(&output), watcher.evaluations, adapter)
         });
-        assert!(outputs[0] == outputs[1], "one and two threads");
-        assert!(outputs[0] == outputs[2], "one and five threads");
+        let [one, two, five] = &outputs;
+        for (others, name) in [(two, "two"), (five, "five")] {
+            assert!(one.0 == others.0, "weights and moments with {name} threads");
+            assert_eq!(one.1, others.1, "figures and calibration with {name} threads");
+            assert!(one.2 == others.2, "adapters and their inner features with {name} threads");
+        }
     }
-}
-
-#[test]
-fn a_run_that_was_killed_resumes_from_its_last_checkpoint() {
-    let (base, directory) = (base(), tempfile::tempdir().unwrap());
-    let [whole, killed] = ["whole", "killed"].map(|name| directory.path().join(name));
-    Trainer::new(job(&base, &whole, settings(8))).unwrap().run(Start::Fresh, &mut Watcher::default()).unwrap();
-    // Stopping writes a checkpoint of step 6; a killed run has that of step 4 and a longer log.
-    let mut watcher = Watcher { stop_after: Some(4), ..Watcher::default() };
-    Trainer::new(job(&base, &killed, settings(8))).unwrap().run(Start::Fresh, &mut watcher).unwrap();
-    let checkpoint = std::fs::read(killed.join(CHECKPOINT)).unwrap();
-    let mut watcher = Watcher { stop_after: Some(6), ..Watcher::default() };
-    Trainer::new(job(&base, &killed, settings(8))).unwrap().run(Start::Resume, &mut watcher).unwrap();
-    std::fs::write(killed.join(CHECKPOINT), checkpoint).unwrap();
-    std::fs::write(killed.join("checkpoint.partial"), b"half").unwrap();
-    Trainer::new(job(&base, &killed, settings(8))).unwrap().run(Start::Resume, &mut Watcher::default()).unwrap();
-    assert!(tensors(&killed) == tensors(&whole));
-    assert_eq!(names(&killed), names(&whole));
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::path::Path;
 
 use forestream_model::streams::Adapter;
-use forestream_train::{CHECKPOINT, LOG, Outcome, PROVENANCE, Start, TrainJob, TrainSettings, Trainer};
+use forestream_train::{
+    CHECKPOINT, Evaluation, LOG, Observer, Outcome, PROVENANCE, Start, StepReport, TrainJob, TrainSettings, Trainer,
+};
 
 use crate::{Watcher, base, job, make_joint, names, settings};
 
@@ -46,11 +48,11 @@ fn two_runs_do_not_write_into_one_directory() {
 fn a_run_holds_its_directory_while_it_runs() {
     /// Tries to begin a second run from within the first.
     struct Intruder<'a>(&'a Path, Vec<String>);
-    impl forestream_train::Observer for Intruder<'_> {
-        fn step(&mut self, _: &forestream_train::StepReport) {
+    impl Observer for Intruder<'_> {
+        fn step(&mut self, _: &StepReport) {
             self.1.push(refused(job(&base(), self.0, settings(1)), Start::Fresh));
         }
-        fn evaluated(&mut self, _: usize, _: &forestream_train::Evaluation) {}
+        fn evaluated(&mut self, _: usize, _: &Evaluation) {}
         fn saved(&mut self, _: usize) {}
         fn is_stop_asked(&self) -> bool {
             false
@@ -145,4 +147,35 @@ fn every_setting_comes_back_from_a_checkpoint_as_it_was() {
         run(Start::Fresh, &mut Watcher { stop_after: Some(1), ..Watcher::default() });
         assert!(matches!(run(Start::Resume, &mut Watcher::default()), Outcome::Finished(_)), "{depth_decay}");
     }
+}
+
+/// Everything that `--adapter` and a reader of the card see.
+fn adapter_files(output: &Path) -> [Vec<u8>; 4] {
+    ["README.md", "adapter_config.json", "adapter_model.safetensors", PROVENANCE]
+        .map(|name| std::fs::read(output.join(name)).unwrap())
+}
+
+#[test]
+fn an_adapter_that_cannot_be_written_leaves_the_former_one_whole() {
+    /// Lets no further provenance be written once there is one.
+    struct Blocker<'a>(&'a Path, Vec<[Vec<u8>; 4]>);
+    impl Observer for Blocker<'_> {
+        fn step(&mut self, _: &StepReport) {}
+        fn evaluated(&mut self, _: usize, _: &Evaluation) {
+            self.1.push(adapter_files(self.0));
+            std::fs::create_dir(self.0.join(PROVENANCE).with_extension("partial")).unwrap();
+        }
+        fn saved(&mut self, _: usize) {}
+        fn is_stop_asked(&self) -> bool {
+            false
+        }
+    }
+    let (base, directory) = (base(), tempfile::tempdir().unwrap());
+    let mut blocker = Blocker(directory.path(), Vec::new());
+    let mut trainer = Trainer::new(job(&base, directory.path(), settings(12))).unwrap();
+    let error = trainer.run(Start::Fresh, &mut blocker).unwrap_err().to_string();
+    assert_says(&error, &["cannot write", PROVENANCE, "intact"]);
+    assert!(blocker.1 == [adapter_files(directory.path())], "the files of one evaluation");
+    let left_behind = |name: &String| name.ends_with(".partial") && name != "provenance.partial";
+    assert_eq!(names(directory.path()).iter().find(|name| left_behind(name)), None);
 }

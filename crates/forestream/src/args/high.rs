@@ -35,6 +35,8 @@ pub(crate) fn engine_options(
         adapter: choice,
         merge_adapter: adapter.merge_adapter,
         cost_curve_directory: Some(cache_directory(&args.store).join("cost-curves")),
+        note: None,
+        is_stopped: None,
     }
 }
 

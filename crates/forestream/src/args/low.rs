@@ -356,7 +356,7 @@ pub(crate) struct DataArgs {
     /// Prompt template with {field} placeholders
     #[arg(long, value_name = "TEXT")]
     pub(crate) template: Option<String>,
-    /// Use the first N rows; 0 uses all
+    /// Use the first N prompts, of equal ones the first; 0 uses all
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) limit: usize,
     /// Give prompts to the model as they are, without chat template

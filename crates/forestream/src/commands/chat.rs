@@ -9,7 +9,8 @@ use forestream::{ChatTemplate, Engine, FinishReason, GenerateOptions, Message, R
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use super::{console, interrupt, model};
+use super::whole_file::WholeFile;
+use super::{console, interrupt, model, without_bom};
 use crate::args::{self, ChatArgs};
 
 const HELP: &str = "\
@@ -40,15 +41,22 @@ pub(super) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     chat.reset();
     let mut lines = Lines::open(args::cache_directory(&args.model.store).join("chat-history.txt"))?;
     lines.welcome(&engine);
+    let mut exit_code = ExitCode::SUCCESS;
     while let Some(line) = lines.next()? {
         match line.trim() {
             "" => {}
             command if command.starts_with('/') => chat.command(command),
-            _ => chat.answer(&line)?,
+            _ => {
+                let is_answered = chat.answer(&line)?;
+                if !is_answered && lines.is_pipe() {
+                    console::print("\n")?; // who pairs messages with answers finds one for each
+                    exit_code = ExitCode::FAILURE;
+                }
+            }
         }
     }
     lines.close();
-    Ok(ExitCode::SUCCESS)
+    Ok(exit_code)
 }
 
 /// A conversation.
@@ -91,21 +99,24 @@ impl Chat<'_> {
 
     fn save(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&serde_json::json!({ "messages": self.messages }))?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+        let written = WholeFile::prepare(path).and_then(|file| file.write(&(text + "\n")));
+        written.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Answers one message; a message that cannot be answered is taken back.
-    fn answer(&mut self, text: &str) -> anyhow::Result<()> {
+    /// Answers one message; `false` where it cannot be answered, and was taken back.
+    fn answer(&mut self, text: &str) -> anyhow::Result<bool> {
         self.messages.push(Message::new("user", text));
         interrupt::clear();
-        match self.stream() {
+        let streamed = self.stream();
+        interrupt::clear(); // what was pressed meanwhile has ended the answer
+        match streamed {
             Ok(report) => {
                 if let Some(limit) = self.limit_reached(&report) {
                     console::note(&limit);
                 }
                 self.messages.push(Message::new("assistant", &report.text));
                 self.last_report = Some(report);
-                Ok(())
+                Ok(true)
             }
             Err(error) => {
                 self.messages.pop();
@@ -114,7 +125,7 @@ impl Chat<'_> {
                 }
                 console::print_error(&error);
                 console::note("your message was taken back; /reset starts a new conversation");
-                Ok(())
+                Ok(false)
             }
         }
     }
@@ -176,13 +187,19 @@ impl Lines {
         }
     }
 
+    fn is_pipe(&self) -> bool {
+        matches!(self, Self::Pipe { .. })
+    }
+
     /// The next line; `None` at the end.
     fn next(&mut self) -> anyhow::Result<Option<String>> {
         match self {
             Self::Pipe { number } => {
                 *number += 1;
+                interrupt::idle();
                 let line = io::stdin().lock().lines().next().transpose();
-                line.with_context(|| format!("cannot read line {number} of standard input"))
+                let line = line.with_context(|| format!("cannot read line {number} of standard input"))?;
+                Ok(line.map(|line| if *number == 1 { without_bom(&line).to_owned() } else { line }))
             }
             Self::Terminal { editor, .. } => loop {
                 match editor.readline("> ") {

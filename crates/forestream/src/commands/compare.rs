@@ -14,22 +14,35 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let rows = prompts::read(&args.model.store, &args.data)?;
     let engine = model::open(&args.model, &args.adapter, &args.backend, &args.spec_types)?;
     model::warn_of_idle_flags(&engine, &args.budget, &args.spec_types);
-    interrupt::install()?;
     let tokens = prompts::tokens(&engine, &args.data, &rows)?;
     let with_category = |(row, tokens): (DatasetPrompt, _)| ComparePrompt { tokens, category: row.category };
     let prompts: Vec<ComparePrompt> = rows.into_iter().zip(tokens).map(with_category).collect();
     let strategies: Vec<String> = args.spec_types.iter().map(|name| name.0.clone()).collect();
     let options = options(&engine, args);
-    let mut status = console::Status::new();
+    interrupt::install()?;
+    let (mut status, mut shown) = (console::Status::new(), None);
     let comparison = compare(&engine, &prompts, &strategies, &options, args.repetitions.into(), |done| {
-        status.show(&format!("prompt {done} of {}", prompts.len()));
+        if shown.replace(done) != Some(done) {
+            status.show(&format!("prompt {} of {}", done + 1, prompts.len()));
+        }
         if interrupt::is_asked() { KeepGoing::No } else { KeepGoing::Yes }
     })?;
     status.clear();
-    match args.output {
-        OutputFormat::Json => console::print(&format!("{}\n", serde_json::to_string_pretty(&comparison)?))?,
-        OutputFormat::Text => console::print(&describe(&comparison))?,
+    match comparison.num_prompts {
+        0 => {
+            console::note("interrupted; no prompt is complete, there is nothing to report");
+            return Ok(ExitCode::from(interrupt::INTERRUPTED));
+        }
+        complete if complete < prompts.len() => {
+            console::note(&format!("interrupted; {complete} of {} prompts are complete", prompts.len()));
+        }
+        _ => {}
     }
+    let report = match args.output {
+        OutputFormat::Json => serde_json::to_string_pretty(&comparison)? + "\n",
+        OutputFormat::Text => describe(&comparison),
+    };
+    console::print_if_read(&console::printable(&report))?;
     let is_identical = comparison.arms.iter().all(|arm| arm.identical);
     Ok(if is_identical { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -53,7 +66,11 @@ fn write_table(text: &mut String, comparison: &Comparison) -> std::fmt::Result {
     writeln!(
         text,
         "{}, {} threads, {} prompts, temperature {}, seed {}\n",
-        comparison.model, comparison.threads, comparison.num_prompts, comparison.temperature, comparison.seed
+        cell(&comparison.model),
+        comparison.threads,
+        comparison.num_prompts,
+        comparison.temperature,
+        comparison.seed
     )?;
     writeln!(
         text,
@@ -64,6 +81,11 @@ fn write_table(text: &mut String, comparison: &Comparison) -> std::fmt::Result {
         write_arm(text, arm)?;
     }
     Ok(())
+}
+
+/// Text of the data as a part of a line: the width of a column counts what is shown.
+fn cell(text: &str) -> String {
+    console::printable(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
 fn write_arm(text: &mut String, arm: &Arm) -> std::fmt::Result {
@@ -85,6 +107,7 @@ fn write_arm(text: &mut String, arm: &Arm) -> std::fmt::Result {
         arm.extra_parameters,
     )?;
     for (category, figures) in &arm.categories {
+        let category = cell(category);
         writeln!(
             text,
             "  {category:<22} {:>9.1} {:>7.2}x {:>8} {:>10.2}x {:>10.2} {:>11.2}",

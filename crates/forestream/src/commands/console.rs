@@ -1,6 +1,6 @@
 //! Everything that reaches standard output and standard error.
 //!
-//! Standard output carries results only; a reader that goes away (`| head`) is not an error.
+//! Standard output carries results only; a reader that goes away (`| head`) ends a command, and is no failure.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -9,15 +9,20 @@ use std::time::{Duration, Instant};
 use forestream::pull::Reporter;
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// What an error of [`print`] holds where nobody reads standard output any more.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+struct NoReader;
+
 /// Writes to standard output and flushes it.
 ///
 /// # Errors
-/// Whatever the system says, except that the reader has gone.
+/// Whatever the system says; [`has_no_reader`] tells a reader that has gone from failures.
 pub(crate) fn print_bytes(bytes: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(io::Error::new(ErrorKind::BrokenPipe, NoReader)),
         Err(error) => Err(io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))),
     }
 }
@@ -30,14 +35,34 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// Writes a line to standard error; a closed one is nobody's loss.
+/// Writes text to standard output for a command that has more to do than that: a reader that has gone changes nothing.
+///
+/// # Errors
+/// Whatever the system says, except that the reader has gone.
+pub(crate) fn print_if_read(text: &str) -> io::Result<()> {
+    match print(text) {
+        Err(error) if is_no_reader(&error) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether a command ended because nobody reads what it prints.
+pub(crate) fn has_no_reader(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(is_no_reader)
+}
+
+fn is_no_reader(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<NoReader>())
+}
+
+/// Writes a line to standard error, with its control characters spelled out; a closed one is nobody's loss.
 pub(crate) fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
 /// Prints the error of a command, with its causes, once.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    note(&printable(&format!("error: {error:#}")));
+    note(&format!("error: {error:#}"));
 }
 
 /// Text with its control characters but newline and tab spelled out: a name in a model file can say anything, also what
@@ -87,7 +112,7 @@ impl Status {
 /// Progress of `pull`: a bar on a terminal, lines elsewhere.
 pub(crate) struct PullProgress {
     bar: Option<ProgressBar>,
-    next_tenth: u64,
+    tenths: Tenths,
 }
 
 impl PullProgress {
@@ -99,7 +124,7 @@ impl PullProgress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar, next_tenth: 1 }
+        Self { bar, tenths: Tenths::default() }
     }
 
     /// Takes the bar off the screen.
@@ -124,11 +149,31 @@ impl Reporter for PullProgress {
             bar.set_position(done_bytes);
             return;
         }
-        let tenths = done_bytes * 10 / total_bytes.max(1);
-        if tenths >= self.next_tenth {
-            note(&format!("{} % of {total_bytes} bytes", tenths * 10));
-            self.next_tenth = tenths + 1;
+        if let Some(tenth) = self.tenths.reach(done_bytes, total_bytes) {
+            note(&format!("{} % of {total_bytes} bytes", tenth * 10));
         }
+    }
+}
+
+/// How many tenths of a file are there; one file may follow another.
+#[derive(Default)]
+struct Tenths {
+    done_bytes: u64,
+    total_bytes: u64,
+    last: u64,
+}
+
+impl Tenths {
+    /// The tenth that is reached now, once for each.
+    fn reach(&mut self, done_bytes: u64, total_bytes: u64) -> Option<u64> {
+        if total_bytes != self.total_bytes || done_bytes < self.done_bytes {
+            self.last = 0;
+        }
+        (self.done_bytes, self.total_bytes) = (done_bytes, total_bytes);
+        let tenth = done_bytes * 10 / total_bytes.max(1);
+        let is_new = tenth > self.last;
+        self.last = self.last.max(tenth);
+        is_new.then_some(tenth)
     }
 }
 
@@ -198,5 +243,23 @@ mod tests {
     fn control_characters_are_spelled_out() {
         let text = "a\u{1b}]0;title\u{7}\r\u{7f}\u{9b}2J\tñ\n";
         assert_eq!(printable(text), "a\\u001b]0;title\\u0007\\u000d\\u007f\\u009b2J\tñ\n");
+    }
+
+    #[test]
+    fn each_file_of_several_shows_its_progress() {
+        let mut tenths = Tenths::default();
+        let steps = [
+            ((5, 100), None),
+            ((10, 100), Some(1)),
+            ((15, 100), None),
+            ((100, 100), Some(10)),
+            ((10, 100), Some(1)), // a file of the same size
+            ((60, 100), Some(6)),
+            ((100, 500), Some(2)), // one of another size
+            ((500, 500), Some(10)),
+        ];
+        for ((done_bytes, total_bytes), expected) in steps {
+            assert_eq!(tenths.reach(done_bytes, total_bytes), expected, "{done_bytes} of {total_bytes}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `generate`: one answer, streamed as text or reported as JSON.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, IsTerminal, Read, Write};
+use std::fs;
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,18 +9,21 @@ use anyhow::{Context, bail};
 use forestream::{Answer, Engine, GenerateOptions, Message, PLAIN, Report, TokenId, Trace};
 use serde::Serialize;
 
-use super::{console, interrupt, model};
+use super::whole_file::WholeFile;
+use super::{console, interrupt, model, without_bom};
 use crate::args::{self, GenerateArgs, OutputFormat};
 
 pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let prompt_text = prompt_text(args)?;
+    let page = args.trace.as_deref().map(TracePage::prepare).transpose()?;
+    // What was asked for besides the answer is done also where nobody reads the answer any more.
+    let print = if page.is_some() || args.verify_lossless { console::print_if_read } else { console::print };
     let engine = model::open(&args.model, &args.adapter, &args.backend, &args.spec.spec_type)?;
     model::warn_of_idle_flags(&engine, &args.spec.budget, &args.spec.spec_type);
     interrupt::install()?;
     let prompt = prompt_tokens(&engine, args, &prompt_text)?;
     let sampling = args::sampling(&args.sampling, &engine.default_sampling());
     let options = args::generate_options(&args.length, &args.spec, sampling);
-    let page = args.trace.as_deref().map(TracePage::open).transpose()?;
     let trace = page.is_some().then(|| Trace::new(&engine));
     let mut session = engine.session();
     let running = match &trace {
@@ -28,16 +31,18 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         None => session.generate(&prompt, &options)?,
     };
     let report = finish(running, |piece| match args.output {
-        OutputFormat::Text => Ok(console::print(piece)?),
+        OutputFormat::Text => Ok(print(piece)?),
         OutputFormat::Json => Ok(()),
     })?;
+    if args.output == OutputFormat::Text {
+        print("\n")?;
+    }
     if let (Some(page), Some(trace)) = (page, &trace) {
         page.write(&trace.page(&prompt, &report)?)?;
     }
     let verdict = args.verify_lossless.then(|| verify(&engine, &prompt, &options, &report)).transpose()?;
     match args.output {
         OutputFormat::Text => {
-            console::print("\n")?;
             console::note(&report.summary());
             if let Some(verdict) = &verdict {
                 console::note(&verdict.describe(&engine));
@@ -45,7 +50,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         }
         OutputFormat::Json => {
             let output = JsonOutput { report: &report, lossless: verdict.as_ref() };
-            console::print(&format!("{}\n", serde_json::to_string(&output)?))?;
+            print(&format!("{}\n", serde_json::to_string(&output)?))?;
         }
     }
     let is_lossless = verdict.is_none_or(|verdict| verdict.identical && !verdict.interrupted);
@@ -88,7 +93,8 @@ fn prompt_text(args: &GenerateArgs) -> anyhow::Result<String> {
             place.display()
         )
     })?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = without_bom(&text);
+    let text = text.strip_suffix('\n').unwrap_or(text);
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }
 
@@ -115,38 +121,22 @@ fn finish(mut answer: Answer<'_>, mut show: impl FnMut(&str) -> anyhow::Result<(
     Ok(answer.finish())
 }
 
-/// The file of `--trace`, opened before anything is generated: one that cannot be written is known at once. It keeps what it
-/// has until the page is complete, and is removed again if it is new and there is none.
+/// The page of `--trace`.
 struct TracePage<'a> {
     path: &'a Path,
-    file: File,
-    /// Nothing is lost with it.
-    is_empty: bool,
+    file: WholeFile,
 }
 
 impl<'a> TracePage<'a> {
-    fn open(path: &'a Path) -> anyhow::Result<Self> {
-        let is_empty = !path.exists();
-        let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        let file = opened.with_context(|| format!("cannot create the trace {}", path.display()))?;
-        Ok(Self { path, file, is_empty })
+    /// Before anything is loaded: a page that cannot be written is known at once.
+    fn prepare(path: &'a Path) -> anyhow::Result<Self> {
+        let file = WholeFile::prepare(path).with_context(|| format!("cannot create the trace {}", path.display()))?;
+        Ok(Self { path, file })
     }
 
-    fn write(mut self, page: &str) -> anyhow::Result<()> {
-        let is_file = self.file.metadata().is_ok_and(|metadata| metadata.is_file()); // a device has no length
-        let emptied = if is_file { self.file.set_len(0) } else { Ok(()) };
-        let written = emptied.and_then(|()| self.file.write_all(page.as_bytes()));
-        written.with_context(|| format!("cannot write the trace {}", self.path.display()))?;
-        self.is_empty = false;
-        Ok(())
-    }
-}
-
-impl Drop for TracePage<'_> {
-    fn drop(&mut self) {
-        if self.is_empty {
-            let _ = fs::remove_file(self.path.canonicalize().unwrap_or_else(|_| self.path.to_owned())); // a link stays
-        }
+    fn write(self, page: &str) -> anyhow::Result<()> {
+        let written = self.file.write(page);
+        written.with_context(|| format!("cannot write the trace {}", self.path.display()))
     }
 }
 

@@ -1,11 +1,19 @@
-//! Ctrl-C: the first one asks the running answer to end, the second one ends the process.
+//! Ctrl-C: the first one asks what is running to end, the second one ends the process; so does the first where nothing runs.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::exit;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-static IS_ASKED: AtomicBool = AtomicBool::new(false);
+/// What runs is to be ended in order.
+const RUNNING: u8 = 0;
+/// It was asked to end.
+const ASKED: u8 = 1;
+/// Nothing runs.
+const IDLE: u8 = 2;
+
+static STATE: AtomicU8 = AtomicU8::new(RUNNING);
 
 /// The exit code of a process that was interrupted, as shells report it.
-const INTERRUPTED: i32 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Takes Ctrl-C over.
 ///
@@ -13,8 +21,8 @@ const INTERRUPTED: i32 = 130;
 /// If the system refuses.
 pub(super) fn install() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
-        if IS_ASKED.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED);
+        if STATE.compare_exchange(RUNNING, ASKED, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            exit(INTERRUPTED.into());
         }
     })?;
     Ok(())
@@ -22,10 +30,17 @@ pub(super) fn install() -> anyhow::Result<()> {
 
 /// Whether Ctrl-C was pressed since [`clear`].
 pub(super) fn is_asked() -> bool {
-    IS_ASKED.load(Ordering::Relaxed)
+    STATE.load(Ordering::Relaxed) == ASKED
 }
 
-/// Forgets earlier presses.
+/// Forgets earlier presses; what runs from here on is to be ended in order.
 pub(super) fn clear() {
-    IS_ASKED.store(false, Ordering::Relaxed);
+    STATE.store(RUNNING, Ordering::Relaxed);
+}
+
+/// Nothing runs until [`clear`]: the process ends at the next press, or now if there was one already.
+pub(super) fn idle() {
+    if STATE.swap(IDLE, Ordering::Relaxed) == ASKED {
+        exit(INTERRUPTED.into());
+    }
 }

@@ -13,12 +13,13 @@ mod model;
 mod prompts;
 mod pull;
 mod train;
+mod whole_file;
 
 use std::process::ExitCode;
 
 use crate::args::{self, Command};
 
-pub(crate) use console::print_error;
+pub(crate) use console::{has_no_reader, print_error};
 
 /// Runs a command and returns the exit code of the process.
 ///
@@ -37,6 +38,11 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Train(args) => train::run(&args),
         Command::Completions(args) => completions(args.shell),
     }
+}
+
+/// Text without the mark that some programs put before UTF-8: it is no part of what a user wrote.
+fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {

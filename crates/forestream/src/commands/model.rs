@@ -7,7 +7,7 @@ use anyhow::Context;
 use forestream::pull::ModelName;
 use forestream::{AUTO, ChatTemplate, Engine, EngineOptions, Requires, STRATEGIES};
 
-use super::{console, pull};
+use super::{console, interrupt, pull};
 use crate::args::{self, AdapterArgs, BackendArgs, BudgetArgs, ModelArgs, SpecType, TemplateArgs};
 
 /// The path of a model, fetched if need be, and the name that it was asked for; one that was asked for by its path has none.
@@ -25,7 +25,9 @@ pub(super) fn open(
     spec_types: &[SpecType],
 ) -> anyhow::Result<Engine> {
     let (path, name) = locate(args)?;
-    Ok(Engine::open(&path, &EngineOptions { name, ..args::engine_options(args, adapter, backend, spec_types) })?)
+    let options = args::engine_options(args, adapter, backend, spec_types);
+    let (note, is_stopped) = (Some(console::note as fn(&str)), Some(interrupt::is_asked as fn() -> bool));
+    Ok(Engine::open(&path, &EngineOptions { name, note, is_stopped, ..options })?)
 }
 
 /// Says so where a flag for streams changes nothing, since none of `spec_types` drafts with streams. It may come from the

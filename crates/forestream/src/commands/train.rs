@@ -1,6 +1,6 @@
 //! `train`: speculative streams for a model, from rows of text.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
@@ -232,21 +232,32 @@ fn command(arguments: impl Iterator<Item = OsString>) -> String {
     let mut arguments = arguments.skip(1);
     while let Some(argument) = arguments.next() {
         let argument = argument.to_string_lossy();
-        match argument.split_once('=') {
+        match flag_with_value(&argument) {
             None if argument == SECRET => drop(arguments.next()),
-            Some((SECRET, _)) => {}
-            Some((flag, value)) if flag.starts_with("--") => words.push(format!("{flag}={}", shown(value))),
-            _ => words.push(shown(&argument)),
+            Some((flag, _)) if flag.strip_suffix('=') == Some(SECRET) => {}
+            Some((flag, value)) => words.push(format!("{flag}{}", shown(value))),
+            None => words.push(shown(&argument)),
         }
     }
     words.join(" ")
 }
 
-/// An argument, of a path its last part, in quotes where a shell needs them.
+/// A flag, its `=` included, and the value that stands in the same argument: `--model=PATH`, `-m=PATH`, `-mPATH`.
+fn flag_with_value(argument: &str) -> Option<(&str, &str)> {
+    let is_in_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let value = match argument.split_once('=') {
+        Some((flag, value)) if flag.starts_with('-') && flag.chars().all(is_in_name) => value,
+        _ => argument.strip_prefix('-')?.strip_prefix(|c: char| c.is_ascii_alphabetic())?,
+    };
+    (!value.is_empty()).then(|| argument.split_at(argument.len() - value.len()))
+}
+
+/// A value, of a path its last part, in quotes where a shell needs them.
 fn shown(argument: &str) -> String {
     let path = Path::new(argument);
     let is_path = path.is_absolute() || argument.starts_with("./") || argument.starts_with("../") || path.exists();
-    let name = path.file_name().and_then(OsStr::to_str).filter(|_| is_path).unwrap_or(argument);
+    let last = path.components().next_back().and_then(|last| last.as_os_str().to_str());
+    let name = last.filter(|_| is_path).unwrap_or(argument);
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
     if name.is_empty() || !name.chars().all(is_plain) {
         return format!("'{}'", name.replace('\'', "'\\''"));
@@ -298,6 +309,9 @@ mod tests {
                 "--data owner/name:split --template 'a/b {x}'\\''s'",
             ),
             (&["f", env!("CARGO_MANIFEST_DIR")], "forestream"),
+            (&["f", "-m/own/tiny", "-m=/own/tiny", "-o../runs/new"], "-mtiny -m=tiny -onew"),
+            (&["f", "-m/own/a=b", "-o/own/it's", "-hf=/own/tiny"], "-ma=b -o'it'\\''s' -hf=tiny"),
+            (&["f", "-o/own/runs/..", "-s", "-5", "-s7", "-o=", "--resume"], "-o.. -s -5 -s7 -o= --resume"),
         ];
         for (arguments, expected) in cases {
             assert_eq!(shown(arguments), format!("forestream {expected}"));

@@ -72,4 +72,17 @@ pub enum DistillError {
         /// The prompt of the data, shortened.
         asked: String,
     },
+    /// The file answers more prompts than the data have.
+    #[error(
+        "{path} has {num_answers} answers, and the data have {num_prompts} prompts; give another --output, or the data \
+         that the file was made with"
+    )]
+    TooManyAnswers {
+        /// The file.
+        path: PathBuf,
+        /// Answers in the file.
+        num_answers: usize,
+        /// Prompts of the data.
+        num_prompts: usize,
+    },
 }

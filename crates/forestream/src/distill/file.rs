@@ -177,6 +177,10 @@ impl Existing {
             found.num_answers += 1;
             found.num_bytes += lines.text.len() as u64;
         }
+        let (num_answers, num_prompts) = (found.num_answers, prompts.len());
+        if num_answers > num_prompts {
+            return Err(DistillError::TooManyAnswers { path: path.to_owned(), num_answers, num_prompts });
+        }
         Ok(found)
     }
 }

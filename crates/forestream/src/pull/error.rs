@@ -93,6 +93,27 @@ pub enum SourceError {
         /// How long was waited.
         seconds: u64,
     },
+    /// The Hub's client ended in the middle.
+    #[error("the client crashed: {problem}; the server answers as no Hub does, so check HF_ENDPOINT")]
+    Crashed {
+        /// What it said at last.
+        problem: String,
+    },
+    /// A server names something that would be kept outside the cache.
+    #[error(
+        "{server} answers for {repository} with the {what} {name:?}, which cannot be part of a path in the cache; take another \
+         repository, or another server (HF_ENDPOINT)"
+    )]
+    UnsafeName {
+        /// Who said it.
+        server: String,
+        /// The repository that was asked for.
+        repository: String,
+        /// `file name`, `commit` or `etag`.
+        what: &'static str,
+        /// What it said.
+        name: String,
+    },
     /// A program that fetches could not be run, or failed.
     #[error("{program} failed: {problem}")]
     Program {

@@ -5,12 +5,15 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::RESERVED;
 use super::cursor::Cursor;
 use super::value::{GgufArray, GgufStrings, GgufValue};
 use crate::ModelError;
 
 /// The fewest bytes of a pair: key length, type, a one-byte value.
 pub(super) const MIN_PAIR_BYTES: usize = 8 + 4 + 1;
+/// Most numbers of an array, several times the largest vocabulary: they take eight bytes each in memory.
+const MAX_NUMBERS: usize = 1 << 22;
 
 /// The key/value pairs of one file; errors of the accessors name the file and the key.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +25,7 @@ pub struct GgufMetadata {
 impl GgufMetadata {
     /// Reads `count` pairs; the file is known to be long enough for so many.
     pub(super) fn read(cursor: &mut Cursor<'_>, count: usize) -> Result<Self, ModelError> {
-        let mut entries = Vec::with_capacity(count);
+        let mut entries = Vec::with_capacity(count.min(RESERVED));
         let mut keys = HashSet::new();
         for index in 0..count {
             let key = cursor.string(format_args!("metadata key {index}"))?;
@@ -188,7 +191,10 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<GgufArray, ModelErro
             Ok(GgufArray::Strings(strings))
         }
         Some(ValueType::Scalar(scalar, width)) => {
-            let count = cursor.count(what, width)?;
+            let count = cursor.count(&what, width)?;
+            if count > MAX_NUMBERS {
+                return Err(cursor.malformed(format!("{what} is {count}; arrays of at most {MAX_NUMBERS} are read")));
+            }
             let elements = cursor.take((count * width) as u64, format_args!("the elements of `{key}`"))?;
             let elements = elements.chunks_exact(width);
             Ok(match scalar {

@@ -25,6 +25,8 @@ pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 const MIN_TENSOR_BYTES: usize = 8 + 4 + 8 + 4 + 8;
 /// Most dimensions of a tensor.
 const MAX_DIMENSIONS: u32 = 4;
+/// Most entries that memory is reserved for before they have been read.
+const RESERVED: usize = 4096;
 /// Where no `general.alignment` is given.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -38,7 +40,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<(GgufMetadata, Vec<Tens
     check_not_split(&metadata)?;
     let alignment = alignment(&metadata)?;
 
-    let mut entries = Vec::with_capacity(num_tensors);
+    let mut entries = Vec::with_capacity(num_tensors.min(RESERVED));
     for index in 0..num_tensors {
         entries.push(TensorEntry::read(&mut cursor, index)?);
     }

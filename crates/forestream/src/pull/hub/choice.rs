@@ -125,8 +125,8 @@ pub(super) fn shards(path: &Path) -> Result<BTreeSet<String>, SourceError> {
     }
 }
 
-/// Whether `name` stays inside the directory.
-fn is_plain_file_name(name: &str) -> bool {
+/// Whether `name` is that of a file in a directory, and leads to no other.
+pub(super) fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
 }

@@ -4,6 +4,7 @@
 
 mod choice;
 mod failure;
+mod names;
 mod request;
 mod snapshot;
 

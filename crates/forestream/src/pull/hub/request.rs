@@ -2,9 +2,10 @@
 //!
 //! The client has no time limits, so it runs on its own thread, and silence for too long counts as a failure.
 
+use std::any::Any;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use hf_hub::{Cache, Repo};
 
 use super::choice::{Choice, INDEX, shards};
 use super::failure::{self, Question};
+use super::names::Answer;
 use super::snapshot::{Comparison, is_sha256, link};
 use crate::pull::assembly::hash;
 use crate::pull::{Reporter, SourceError};
@@ -36,16 +38,24 @@ enum Message {
     Done(Result<PathBuf, SourceError>),
 }
 
-fn listen(receiver: &Receiver<Message>, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
+/// Reports until the thread is done; it may fall silent, or end without a result.
+fn listen(
+    receiver: &Receiver<Message>,
+    reporter: &mut dyn Reporter,
+) -> Result<Result<PathBuf, SourceError>, RecvTimeoutError> {
     loop {
-        match receiver.recv_timeout(PATIENCE) {
-            Ok(Message::Say(line)) => reporter.say(&line),
-            Ok(Message::Advance { done_bytes, total_bytes }) => reporter.advance(done_bytes, total_bytes),
-            Ok(Message::Alive) => (),
-            Ok(Message::Done(result)) => return result,
-            Err(_) => return Err(SourceError::NoAnswer { seconds: PATIENCE.as_secs() }),
+        match receiver.recv_timeout(PATIENCE)? {
+            Message::Say(line) => reporter.say(&line),
+            Message::Advance { done_bytes, total_bytes } => reporter.advance(done_bytes, total_bytes),
+            Message::Alive => (),
+            Message::Done(result) => return Ok(result),
         }
     }
+}
+
+fn text_of_panic(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it said nothing").to_owned()
 }
 
 /// One fetch, as the thread needs it.
@@ -60,11 +70,18 @@ impl Request {
     /// Runs on a thread of its own, and gives up after a long silence.
     pub(super) fn start(self, reporter: &mut dyn Reporter) -> Result<PathBuf, SourceError> {
         let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
+        let fetching = thread::spawn(move || {
             let result = self.run(&sender);
             let _ = sender.send(Message::Done(result)); // nobody listens after the time limit
         });
-        listen(&receiver, reporter)
+        listen(&receiver, reporter).unwrap_or_else(|silence| {
+            Err(match silence {
+                RecvTimeoutError::Timeout => SourceError::NoAnswer { seconds: PATIENCE.as_secs() },
+                RecvTimeoutError::Disconnected => SourceError::Crashed {
+                    problem: fetching.join().map_or_else(|panic| text_of_panic(&*panic), |()| "no result".to_owned()),
+                },
+            })
+        })
     }
 
     fn run(&self, sender: &Sender<Message>) -> Result<PathBuf, SourceError> {
@@ -135,8 +152,13 @@ impl Fetch<'_> {
 
     fn file(&mut self, file: &str) -> Result<PathBuf, SourceError> {
         let repository = self.request.repo.url();
+        let url = self.repo.url(file);
+        let server = url.split_once(&format!("/{repository}/resolve/")).map_or(&*url, |(server, _)| server);
+        let answer = Answer { server, repository: &repository };
+        answer.check_file(file)?;
         let question = Question { repository: &repository, file: Some(file), needed_bytes: None };
-        let metadata = self.api.metadata(&self.repo.url(file)).map_err(|error| failure::describe(error, question))?;
+        let metadata = self.api.metadata(&url).map_err(|error| failure::describe(error, question))?;
+        answer.check_commit_and_etag(metadata.commit_hash(), metadata.etag())?;
         let announced = metadata.etag().to_owned(); // of a large file: its SHA-256
         if let Some(expected) = self.request.expected_sha256.filter(|expected| *expected != announced) {
             let expected = expected.to_owned();
