@@ -166,11 +166,13 @@ struct Tenths {
 impl Tenths {
     /// The tenth that is reached now, once for each.
     fn reach(&mut self, done_bytes: u64, total_bytes: u64) -> Option<u64> {
-        if total_bytes != self.total_bytes || done_bytes < self.done_bytes {
+        let tenth = done_bytes * 10 / total_bytes.max(1);
+        if total_bytes != self.total_bytes {
             self.last = 0;
+        } else if done_bytes < self.done_bytes {
+            self.last = tenth; // another file, or a part of this one that is gone through again
         }
         (self.done_bytes, self.total_bytes) = (done_bytes, total_bytes);
-        let tenth = done_bytes * 10 / total_bytes.max(1);
         let is_new = tenth > self.last;
         self.last = self.last.max(tenth);
         is_new.then_some(tenth)
@@ -253,8 +255,12 @@ mod tests {
             ((10, 100), Some(1)),
             ((15, 100), None),
             ((100, 100), Some(10)),
-            ((10, 100), Some(1)), // a file of the same size
+            ((0, 100), None), // a file of the same size
+            ((10, 100), Some(1)),
             ((60, 100), Some(6)),
+            ((50, 100), None), // a part once more
+            ((60, 100), Some(6)),
+            ((65, 100), None),
             ((100, 500), Some(2)), // one of another size
             ((500, 500), Some(10)),
         ];

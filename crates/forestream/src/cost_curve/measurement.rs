@@ -180,7 +180,7 @@ impl<'m> Measurement<'m, '_> {
             && !self.supervision.is_stopped()
             && let Some(note) = self.note.take()
         {
-            note("measuring once how long passes of this model take on this machine, for about two seconds");
+            note("measuring how long passes of this model take on this machine, for about two seconds");
         }
         Ok(seconds)
     }

