@@ -225,7 +225,7 @@ impl Engine {
         }
     }
 
-    /// The budget that picks, each round, what pays on this machine. Measured at first use, in about two seconds at most unless
+    /// The budget that picks, each round, what pays on this machine. Measured at first use, in about five seconds at most unless
     /// single passes take longer, and kept unless the measurement is stopped.
     ///
     /// # Errors

@@ -16,14 +16,15 @@ pub(super) const SIZES: &[usize] = &[1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32];
 /// How often a size is measured in each turn; its fastest pass counts, as the one that nothing else disturbed. Another pass goes
 /// before them: rounds follow rounds of about their own size, and find in the caches what these leave.
 const TURNS: &[usize] = &[1, 2, 2, 3];
-/// Seconds that a measurement takes at most, and a pass.
-const SECONDS: f64 = 2.0;
+/// Seconds that a measurement takes at most, and a pass: enough for a model of some billion weights to be measured more than once,
+/// since single passes are disturbed on a busy machine.
+const SECONDS: f64 = 5.0;
 /// After so many seconds the first turn goes on to no larger size.
 const RISING_SECONDS: f64 = SECONDS / 2.0;
 /// After so many seconds no further tokens are put into the cache.
-const FILLING_SECONDS: f64 = SECONDS / 16.0;
+const FILLING_SECONDS: f64 = 0.125;
 /// What takes longer finds nothing in the caches that would matter, and no other pass goes before it.
-const LONG_SECONDS: f64 = SECONDS / 16.0;
+const LONG_SECONDS: f64 = 0.125;
 /// Sizes up to this one are measured in any case.
 const LEAST_SIZE: usize = 2;
 /// A node beyond the measured sizes costs at least this part of a pass over one: what was not measured is not free.
@@ -180,7 +181,7 @@ impl<'m> Measurement<'m, '_> {
             && !self.supervision.is_stopped()
             && let Some(note) = self.note.take()
         {
-            note("measuring how long passes of this model take on this machine, for about two seconds");
+            note("measuring how long passes of this model take on this machine, for a few seconds");
         }
         Ok(seconds)
     }

@@ -138,7 +138,7 @@ fn slow_passes_end_the_measurement_after_few() {
 }
 
 #[test]
-fn a_measurement_takes_two_seconds_and_a_pass_at_most() {
+fn a_measurement_takes_five_seconds_and_a_pass_at_most() {
     for seconds_per_node in [1e-6, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.5] {
         for seconds_per_pass in [0.0, 3.0 * seconds_per_node, 20.0 * seconds_per_node] {
             let model = TimedModel::new(seconds_per_pass, seconds_per_node);
@@ -146,7 +146,7 @@ fn a_measurement_takes_two_seconds_and_a_pass_at_most() {
             let largest = *model.passes.lock().unwrap().iter().max().unwrap();
             let longest = seconds_per_pass + seconds_per_node * largest as f64;
             // Four passes over one or two nodes, one of them a draft, are always there.
-            let limit = (2.0 + longest).max(4.0 * seconds_per_pass + 5.0 * seconds_per_node) + 1e-6;
+            let limit = (5.0 + longest).max(4.0 * seconds_per_pass + 5.0 * seconds_per_node) + 1e-6;
             assert!(model.now() <= limit, "{} s with {seconds_per_pass} + n {seconds_per_node}", model.now());
             assert_rises(&curve);
             for &(nodes, seconds) in curve.points() {
