@@ -46,6 +46,18 @@ impl Prefix {
     }
 }
 
+/// Is told the rows of a pass, and whether they are those of streams.
+type WatchRows = dyn Fn(&[Row<'_>], bool) + Send + Sync;
+
+/// What is called before each pass.
+struct Watch(Box<WatchRows>);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
 /// A model whose laws are hashes.
 #[derive(Debug)]
 pub struct FakeModel {
@@ -56,6 +68,8 @@ pub struct FakeModel {
     prefixes: Mutex<Vec<Prefix>>,
     num_passes: AtomicUsize,
     num_stream_passes: AtomicUsize,
+    num_fused_passes: AtomicUsize,
+    watch: Option<Watch>,
     max_nodes: AtomicUsize,
     adapter: AdapterConfig,
     /// The tokens that streams can propose: not in the order of their ids.
@@ -89,6 +103,8 @@ impl FakeModel {
             prefixes: Mutex::default(),
             num_passes: AtomicUsize::new(0),
             num_stream_passes: AtomicUsize::new(0),
+            num_fused_passes: AtomicUsize::new(0),
+            watch: None,
             max_nodes: AtomicUsize::new(0),
             adapter,
             draft_vocabulary,
@@ -109,6 +125,13 @@ impl FakeModel {
         self
     }
 
+    /// Calls `watch` before each pass and each deferred stream pass, with its rows and whether they are those of streams.
+    #[must_use]
+    pub fn watched(mut self, watch: impl Fn(&[Row<'_>], bool) + Send + Sync + 'static) -> Self {
+        self.watch = Some(Watch(Box::new(watch)));
+        self
+    }
+
     /// Passes so far.
     pub fn num_passes(&self) -> usize {
         self.num_passes.load(Ordering::Relaxed)
@@ -117,6 +140,11 @@ impl FakeModel {
     /// Deferred stream passes so far.
     pub fn num_stream_passes(&self) -> usize {
         self.num_stream_passes.load(Ordering::Relaxed)
+    }
+
+    /// Fused stream passes so far.
+    pub fn num_fused_passes(&self) -> usize {
+        self.num_fused_passes.load(Ordering::Relaxed)
     }
 
     /// The most nodes that any tree of a pass has had since the last call.
@@ -130,6 +158,12 @@ impl FakeModel {
         let (whole, recent) = (hash(&state[..4]), hash(&state[4..]));
         let surprise = unit(whole.wrapping_add(token as u64 * 0x79b9));
         self.sharpness * (leaning(recent, token as TokenId) + 0.25 * surprise)
+    }
+
+    fn begin(&self, rows: &[Row<'_>], of_streams: bool) {
+        if let Some(Watch(watch)) = &self.watch {
+            watch(rows, of_streams);
+        }
     }
 
     fn check(&self, row: &Row<'_>) -> Result<(), ModelError> {
@@ -264,6 +298,7 @@ impl Model for FakeModel {
 
     fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
         rows.iter().try_for_each(|row| self.check(row))?;
+        self.begin(rows, false);
         for row in rows.iter_mut() {
             row.cache.reserve(row.tree)?;
         }
@@ -318,6 +353,7 @@ impl Streams for FakeModel {
 
     fn run(&self, rows: &mut [Row<'_>], anchors: &[Anchor<'_>], states: &mut Hidden) -> Result<(), ModelError> {
         self.num_stream_passes.fetch_add(1, Ordering::Relaxed);
+        self.begin(rows, true);
         for (row, anchor) in rows.iter_mut().zip(anchors) {
             let (last, len) = (*row.cache.tokens().last().expect("streams follow a committed token"), row.cache.len());
             let expected = recent(row.cache.tokens().get(len.wrapping_sub(2)).copied().unwrap_or(0), last);
@@ -348,6 +384,7 @@ impl Streams for FakeModel {
         states: &mut Hidden,
     ) -> Result<(), ModelError> {
         assert!(nodes.iter().all(|&node| hidden.row_of(sequence_index, node).is_some()));
+        self.num_fused_passes.fetch_add(1, Ordering::Relaxed);
         let num_streams = self.adapter.streams.num_streams;
         row.cache.reserve_more(num_streams * nodes.len())?;
         let first = row.cache.len() + row.tree.len();

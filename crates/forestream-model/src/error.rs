@@ -76,4 +76,10 @@ impl ModelError {
     pub(crate) fn unsupported(path: &Path, problem: impl Into<String>) -> Self {
         Self::Unsupported { path: path.to_owned(), problem: problem.into() }
     }
+
+    /// What makes an error of the system's, while `path` is written.
+    pub(crate) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        |source| Self::Write { path, source }
+    }
 }

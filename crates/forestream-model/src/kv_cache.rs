@@ -256,12 +256,14 @@ impl KvCache {
 mod tests {
     use super::*;
 
-    const SHAPE: CacheShape = CacheShape { num_layers: 2, num_kv_heads: 2, head_dim: 4 };
+    /// More channels than are converted at once.
+    const SHAPE: CacheShape = CacheShape { num_layers: 2, num_kv_heads: 2, head_dim: 40 };
+    const NUM_CHANNELS: usize = SHAPE.num_kv_heads * SHAPE.head_dim;
 
     /// Writes a row whose numbers tell its layer, head, channel and `mark`.
     fn write_marked(cache: &mut KvCache, slot: usize, mark: f32) {
         for layer in 0..SHAPE.num_layers {
-            let row: Vec<f32> = (0..8).map(|i| mark + layer as f32 * 16.0 + i as f32).collect();
+            let row: Vec<f32> = (0..NUM_CHANNELS).map(|i| mark + (layer * NUM_CHANNELS + i) as f32).collect();
             let value: Vec<f32> = row.iter().map(|x| -x).collect();
             cache.write(layer, slot, &row, &value);
         }
@@ -273,7 +275,7 @@ mod tests {
             for head in 0..SHAPE.num_kv_heads {
                 let (keys, values) = cache.block(slot / BLOCK_LEN, layer, head);
                 for channel in 0..SHAPE.head_dim {
-                    let expected = (layer * 16 + head * SHAPE.head_dim + channel) as f32;
+                    let expected = (layer * NUM_CHANNELS + head * SHAPE.head_dim + channel) as f32;
                     let key = keys[channel * BLOCK_LEN + slot % BLOCK_LEN].to_f32();
                     let value = values[slot % BLOCK_LEN * SHAPE.head_dim + channel].to_f32();
                     marks.extend([key - expected, -value - expected]);

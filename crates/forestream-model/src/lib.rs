@@ -13,6 +13,7 @@ mod pruning;
 pub mod streams;
 mod token_tree;
 pub mod weights;
+mod whole_files;
 
 pub use config::{DecoderConfig, RopeConfig, RopeScaling, RopeStyle};
 pub use cpu::{CpuModel, LoadOptions};
@@ -24,3 +25,4 @@ pub use model::{Hidden, Model, Outputs, Row};
 pub use pruning::{Passing, Pruning};
 pub use token_tree::{NodeId, TokenId, TokenTree};
 pub use weights::{Checkpoint, Weight};
+pub use whole_files::write_whole;

@@ -18,7 +18,7 @@ use minijinja::{Environment, Error, ErrorKind, Template, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use crate::{BYTE_ORDER_MARK, TextError};
+use crate::{TextError, without_byte_order_mark};
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,7 +111,7 @@ impl ChatTemplate {
         special_tokens: Vec<(&'static str, String)>,
     ) -> Result<Self, TextError> {
         let TemplateSources { origin, by_name } = templates;
-        let source = |text: &str| generation_marks::neutralize(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text));
+        let source = |text: &str| generation_marks::neutralize(without_byte_order_mark(text));
         let sources: BTreeMap<String, String> = by_name.into_iter().map(|(name, text)| (name, source(&text))).collect();
         let names = sources.keys().cloned().collect();
         let mut environment = environment();

@@ -14,7 +14,7 @@ use tokenizers::{Model as _, Tokenizer as Engine};
 use crate::chat_template::TemplateSources;
 use crate::token_table::{TokenKind, TokenTable};
 use crate::tokenizer::{Parts, Roles};
-use crate::{BYTE_ORDER_MARK, TextError, byte_level, sentencepiece};
+use crate::{TextError, byte_level, sentencepiece, without_byte_order_mark};
 
 /// Ids may leave gaps, so one broken id could ask for all the memory; no model comes near this.
 const LARGEST_VOCABULARY: u32 = 1 << 24;
@@ -250,10 +250,7 @@ fn check_merges(file: &str, path: &Path) -> Result<(), TextError> {
 
 fn read_file(path: &Path) -> Result<String, TextError> {
     let text = std::fs::read_to_string(path).map_err(|source| TextError::Read { path: path.to_owned(), source })?;
-    Ok(match text.strip_prefix(BYTE_ORDER_MARK) {
-        Some(rest) => rest.to_owned(),
-        None => text,
-    })
+    Ok(without_byte_order_mark(&text).to_owned())
 }
 
 fn read_json_if_present<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, TextError> {

@@ -23,5 +23,7 @@ pub use stop_strings::{Scanned, StopStrings};
 pub use token_table::SpecialTokens;
 pub use tokenizer::{AddSpecial, ParseSpecial, Tokenizer};
 
-/// Some programs put it before UTF-8; it is no part of the text.
-const BYTE_ORDER_MARK: char = '\u{feff}';
+/// `text` without the byte order mark that some programs put before UTF-8: it is no part of what somebody wrote.
+pub fn without_byte_order_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}

@@ -5,8 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use forestream_model::ModelError;
-use forestream_model::streams::write_whole;
+use forestream_model::{ModelError, write_whole};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -239,7 +239,7 @@ mod tests {
         let curve = |is_stopped| {
             let (start, clock) = (model.now(), || model.now());
             let supervision = Supervision { clock: &clock, note: None, is_stopped };
-            let measured = load_or_measure(&model, &key(1), Some(directory.path()), &supervision).unwrap();
+            let measured = load_or_measure(&model.model, &key(1), Some(directory.path()), &supervision).unwrap();
             (measured.curve, model.now() - start)
         };
         curve(Some(|| true));

@@ -201,6 +201,23 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_prompt_measures_no_costs() {
+        let directory = tempfile::tempdir().unwrap();
+        let cost_curve_directory = Some(directory.path().to_owned());
+        let engine =
+            Engine::open(&tiny_model(), &EngineOptions { cost_curve_directory, ..EngineOptions::default() }).unwrap();
+        let options = GenerateOptions {
+            max_tokens: Some(3),
+            strategy: "ngram".to_owned(),
+            ..GenerateOptions::new(SamplingSettings::default())
+        };
+        assert!(engine.session().generate(&[7; 600], &options).is_err());
+        assert_eq!(directory.path().read_dir().unwrap().count(), 0, "no curve");
+        assert!(engine.session().generate(&[1, 2, 3], &options).is_ok());
+        assert_eq!(directory.path().read_dir().unwrap().count(), 1, "a curve");
+    }
+
+    #[test]
     fn a_round_that_reads_the_last_prompt_token_counts_with_its_time() {
         let engine = Engine::open(&tiny_model(), &EngineOptions::default()).unwrap();
         let mut session = engine.session();

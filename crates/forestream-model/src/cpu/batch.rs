@@ -26,7 +26,7 @@ pub(super) struct Batch {
     pub(super) streams: Vec<usize>,
     /// Rows that will be asked for logits.
     pub(super) outputs: Vec<usize>,
-    /// Attention work: sequence index and rows, [`NODES_PER_TILE`] of them.
+    /// Attention work: sequence index and rows, about [`NODES_PER_TILE`] of them.
     pub(super) tiles: Vec<(usize, Range<usize>)>,
     path: Vec<NodeId>,
 }

@@ -8,7 +8,7 @@ mod config;
 mod identity;
 mod interface;
 
-pub use adapter::{Adapter, write_whole};
+pub use adapter::Adapter;
 pub use config::{
     ADAPTER_FORMAT_VERSION, AdapterConfig, BaseModel, Calibration, LoraConfig, MAIN_LAYERS, MainLoraConfig, Projection,
     STREAM_LAYERS, StreamConfig, StreamPosition, TensorSpec, TrainingMode,

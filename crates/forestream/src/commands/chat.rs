@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use forestream::{ChatTemplate, Engine, FinishReason, GenerateOptions, Message, Report, Session};
+use forestream_text::without_byte_order_mark;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use super::whole_file::WholeFile;
-use super::{console, interrupt, model, without_bom};
+use super::{console, interrupt, model};
 use crate::args::{self, ChatArgs};
 
 const HELP: &str = "\
@@ -199,7 +200,7 @@ impl Lines {
                 interrupt::idle();
                 let line = io::stdin().lock().lines().next().transpose();
                 let line = line.with_context(|| format!("cannot read line {number} of standard input"))?;
-                Ok(line.map(|line| if *number == 1 { without_bom(&line).to_owned() } else { line }))
+                Ok(line.map(|line| if *number == 1 { without_byte_order_mark(&line).to_owned() } else { line }))
             }
             Self::Terminal { editor, .. } => loop {
                 match editor.readline("> ") {

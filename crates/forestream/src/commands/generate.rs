@@ -7,10 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use forestream::{Answer, Engine, GenerateOptions, Message, PLAIN, Report, TokenId, Trace};
+use forestream_text::without_byte_order_mark;
 use serde::Serialize;
 
 use super::whole_file::WholeFile;
-use super::{console, interrupt, model, without_bom};
+use super::{console, interrupt, model};
 use crate::args::{self, GenerateArgs, OutputFormat};
 
 pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
@@ -93,7 +94,7 @@ fn prompt_text(args: &GenerateArgs) -> anyhow::Result<String> {
             place.display()
         )
     })?;
-    let text = without_bom(&text);
+    let text = without_byte_order_mark(&text);
     let text = text.strip_suffix('\n').unwrap_or(text);
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }

@@ -244,3 +244,19 @@ fn a_fused_pass_is_charged_for_the_streams_of_every_node() {
     }
     assert!(largest > 4, "the test must have trees, not {largest} nodes");
 }
+
+#[test]
+fn a_fused_pass_rests_while_drafts_do_not_pay() {
+    let model = FakeModel::new(48, 18.0);
+    let drafter = Streaming::new(StreamingOptions { pass: StreamPass::Fused, ..StreamingOptions::default() });
+    let options = SequenceOptions { max_tokens: 200, ..SequenceOptions::default() };
+    let mut sequence =
+        Sequence::new(model.config(), &[3, 1, 2], model.new_cache(4096), Box::new(drafter), options).unwrap();
+    let cost = CostCurve::new(&[(1, 1.0), (32, 1.01)]).unwrap().with_draft_seconds(vec![9.0, 18.0, 27.0]);
+    let mut round = Round::new(Budget::Auto(cost));
+    while sequence.finish_reason().is_none() {
+        round.run(&model, &mut [&mut sequence]).unwrap();
+    }
+    let (passes, rounds) = (model.num_fused_passes(), sequence.stats().rounds);
+    assert!((2..rounds / 4).contains(&passes), "{passes} fused passes in {rounds} rounds");
+}

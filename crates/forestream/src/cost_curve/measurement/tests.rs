@@ -1,110 +1,50 @@
 //! Measurements by a clock that the measured model moves itself.
 
 use std::cell::{Cell, RefCell};
-use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use forestream_decode::testing::FakeModel;
-use forestream_model::streams::{AdapterConfig, Anchor, Streams};
-use forestream_model::{DecoderConfig, Hidden, KvCache, ModelError, NodeId, Outputs, Row, TokenId};
+use forestream_model::{Outputs, Row};
 
 use super::*;
 
 /// A model whose passes take this long.
 pub(in crate::cost_curve) struct TimedModel {
-    model: FakeModel,
-    seconds_per_pass: f64,
-    seconds_per_node: f64,
-    now: Mutex<f64>,
+    pub(in crate::cost_curve) model: FakeModel,
+    work: Arc<Mutex<Work>>,
+}
+
+#[derive(Default)]
+struct Work {
+    seconds: f64,
     /// Nodes of each verification pass.
-    passes: Mutex<Vec<usize>>,
+    passes: Vec<usize>,
 }
 
 impl TimedModel {
     pub(in crate::cost_curve) fn new(seconds_per_pass: f64, seconds_per_node: f64) -> Self {
-        let (now, passes) = (Mutex::new(0.0), Mutex::default());
-        Self { model: FakeModel::new(50, 1.0), seconds_per_pass, seconds_per_node, now, passes }
+        let work = Arc::new(Mutex::new(Work::default()));
+        let own = Arc::clone(&work);
+        let watch = move |rows: &[Row<'_>], of_streams: bool| {
+            let mut work = own.lock().unwrap();
+            let nodes: usize = rows.iter().map(|row| row.tree.len()).sum();
+            work.seconds += seconds_per_pass + seconds_per_node * nodes as f64;
+            let verified = rows.iter().filter(|row| !of_streams && matches!(row.outputs, Outputs::All));
+            work.passes.extend(verified.map(|row| row.tree.len()));
+        };
+        Self { model: FakeModel::new(50, 1.0).watched(watch), work }
     }
 
     pub(in crate::cost_curve) fn now(&self) -> f64 {
-        *self.now.lock().unwrap()
+        self.work.lock().unwrap().seconds
     }
 
-    fn work(&self, rows: &[Row<'_>]) {
-        let nodes: usize = rows.iter().map(|row| row.tree.len()).sum();
-        *self.now.lock().unwrap() += self.seconds_per_pass + self.seconds_per_node * nodes as f64;
+    fn passes(&self) -> Vec<usize> {
+        self.work.lock().unwrap().passes.clone()
     }
 
     fn measure(&self, note: Option<fn(&str)>, is_stopped: Option<fn() -> bool>) -> MeasuredCurve {
-        measure(self, &Supervision { clock: &|| self.now(), note, is_stopped }).unwrap()
-    }
-
-    /// How often trees of this size were verified.
-    fn num_passes(&self, nodes: usize) -> usize {
-        self.passes.lock().unwrap().iter().filter(|&&len| len == nodes).count()
-    }
-}
-
-impl Model for TimedModel {
-    fn config(&self) -> &DecoderConfig {
-        self.model.config()
-    }
-
-    fn new_cache(&self, capacity: usize) -> KvCache {
-        self.model.new_cache(capacity)
-    }
-
-    fn forward(&self, rows: &mut [Row<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
-        self.work(rows);
-        let verified = rows.iter().filter(|row| matches!(row.outputs, Outputs::All));
-        self.passes.lock().unwrap().extend(verified.map(|row| row.tree.len()));
-        self.model.forward(rows, hidden)
-    }
-
-    fn logits(&self, hidden: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
-        self.model.logits(hidden, rows, logits);
-    }
-
-    fn streams(&self) -> Option<&dyn Streams> {
-        Some(self)
-    }
-}
-
-impl Streams for TimedModel {
-    fn adapter(&self) -> &AdapterConfig {
-        self.model.adapter()
-    }
-
-    fn num_parameters(&self) -> usize {
-        self.model.num_parameters()
-    }
-
-    fn draft_vocabulary(&self) -> &[TokenId] {
-        self.model.draft_vocabulary()
-    }
-
-    fn run(&self, rows: &mut [Row<'_>], anchors: &[Anchor<'_>], states: &mut Hidden) -> Result<(), ModelError> {
-        self.work(rows);
-        self.model.run(rows, anchors, states)
-    }
-
-    fn run_fused(
-        &self,
-        row: &mut Row<'_>,
-        hidden: &Hidden,
-        sequence_index: usize,
-        nodes: &[NodeId],
-        states: &mut Hidden,
-    ) -> Result<(), ModelError> {
-        self.model.run_fused(row, hidden, sequence_index, nodes, states)
-    }
-
-    fn stream_logits(&self, states: &Hidden, rows: Range<usize>, logits: &mut Vec<f32>) {
-        self.model.stream_logits(states, rows, logits);
-    }
-
-    fn parent_logits(&self, parents: &[TokenId], logits: &mut Vec<f32>) {
-        self.model.parent_logits(parents, logits);
+        measure(&self.model, &Supervision { clock: &|| self.now(), note, is_stopped }).unwrap()
     }
 }
 
@@ -119,7 +59,8 @@ fn quick_passes_are_all_measured_as_often_as_they_may() {
     let measured = model.measure(None, None);
     for &(nodes, seconds) in measured.curve.points() {
         assert!((seconds - 1e-5 * (3 + nodes) as f64).abs() < 1e-9, "{nodes} nodes took {seconds}");
-        assert!(nodes == 1 || model.num_passes(nodes) == 4 * (1 + 2), "{nodes}: {}", model.num_passes(nodes));
+        let num_passes = model.passes().iter().filter(|&&len| len == nodes).count();
+        assert!(nodes == 1 || num_passes == 4 * (1 + 2), "{nodes}: {num_passes}");
     }
     assert_eq!((measured.curve.points().len(), measured.is_complete), (SIZES.len(), true));
     for (streams, seconds) in (1..).zip(measured.curve.draft_points()) {
@@ -131,7 +72,7 @@ fn quick_passes_are_all_measured_as_often_as_they_may() {
 fn slow_passes_end_the_measurement_after_few() {
     let model = TimedModel::new(0.0, 1.0);
     let curve = model.measure(None, None).curve;
-    assert_eq!(*model.passes.lock().unwrap(), [1, 2]);
+    assert_eq!(model.passes(), [1, 2]);
     assert_rises(&curve);
     assert_eq!((curve.max_nodes(), curve.draft_points().len()), (32, 3));
     assert!((curve.seconds(32) - 32.0).abs() < 1e-9, "{curve:?}");
@@ -143,7 +84,7 @@ fn a_measurement_takes_five_seconds_and_a_pass_at_most() {
         for seconds_per_pass in [0.0, 3.0 * seconds_per_node, 20.0 * seconds_per_node] {
             let model = TimedModel::new(seconds_per_pass, seconds_per_node);
             let curve = model.measure(None, None).curve;
-            let largest = *model.passes.lock().unwrap().iter().max().unwrap();
+            let largest = model.passes().into_iter().max().unwrap();
             let longest = seconds_per_pass + seconds_per_node * largest as f64;
             // Four passes over one or two nodes, one of them a draft, are always there.
             let limit = (5.0 + longest).max(4.0 * seconds_per_pass + 5.0 * seconds_per_node) + 1e-6;
