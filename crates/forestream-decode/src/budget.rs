@@ -43,29 +43,32 @@ pub struct CostCurve {
 }
 
 impl CostCurve {
-    /// A curve through measured (nodes, seconds). A later point below an earlier one is noise and raised to it.
+    /// A curve through measured (nodes, seconds). A busy machine only ever adds time, so an earlier point above a later one is
+    /// noise, and lowered to it.
     ///
     /// # Errors
     /// [`DecodeError::CostCurve`] without points, for sizes that do not grow from 1 or more, and for times that are not
     /// positive.
     pub fn new(points: &[(usize, f64)]) -> Result<Self, DecodeError> {
-        let mut kept: Vec<(usize, f64)> = Vec::with_capacity(points.len());
+        let mut last_nodes = 0;
         for &(nodes, seconds) in points {
-            let &(last_nodes, last_seconds) = kept.last().unwrap_or(&(0, 0.0));
             let is_positive = seconds.is_finite() && seconds > 0.0;
             if nodes <= last_nodes || !is_positive {
                 return Err(DecodeError::CostCurve { nodes, seconds });
             }
-            kept.push((nodes, seconds.max(last_seconds)));
+            last_nodes = nodes;
         }
-        if kept.is_empty() {
+        if points.is_empty() {
             return Err(DecodeError::CostCurve { nodes: 0, seconds: 0.0 });
         }
-        Ok(Self { points: kept, draft_seconds: Vec::new() })
+        let mut points = points.to_vec();
+        lower_to_later(points.iter_mut().map(|(_, seconds)| seconds));
+        Ok(Self { points, draft_seconds: Vec::new() })
     }
 
-    /// The same passes with a drafter that takes this long with 1, 2, ... streams.
-    pub fn with_draft_seconds(mut self, draft_seconds: Vec<f64>) -> Self {
+    /// The same passes with a drafter that takes this long with 1, 2, ... streams; noise is lowered here too.
+    pub fn with_draft_seconds(mut self, mut draft_seconds: Vec<f64>) -> Self {
+        lower_to_later(draft_seconds.iter_mut());
         self.draft_seconds = draft_seconds;
         self
     }
@@ -82,7 +85,7 @@ impl CostCurve {
             return self.draft_seconds.first().copied().unwrap_or(0.0);
         };
         let measured = self.draft_seconds.len();
-        let slope = ((last - first) / (measured - 1) as f64).max(0.0);
+        let slope = (last - first) / (measured - 1) as f64;
         match self.draft_seconds.get(num_streams.max(1) - 1) {
             Some(&seconds) => seconds,
             None => last + slope * (num_streams - measured) as f64,
@@ -189,6 +192,14 @@ impl NodeRanking {
     }
 }
 
+/// Lowers each time to those of more work that come after it.
+fn lower_to_later<'a>(seconds: impl DoubleEndedIterator<Item = &'a mut f64>) {
+    seconds.rev().fold(f64::INFINITY, |later, seconds| {
+        *seconds = seconds.min(later);
+        *seconds
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,7 +207,7 @@ mod tests {
     #[test]
     fn a_curve_is_interpolated_and_never_falls() {
         let curve = CostCurve::new(&[(1, 2.0), (4, 5.0), (8, 4.0), (16, 13.0)]).unwrap();
-        let cases = [(0, 2.0), (1, 2.0), (2, 3.0), (4, 5.0), (6, 5.0), (8, 5.0), (12, 9.0), (16, 13.0), (24, 21.0)];
+        let cases = [(0, 2.0), (1, 2.0), (4, 4.0), (6, 4.0), (8, 4.0), (12, 8.5), (16, 13.0), (24, 22.0)];
         for (nodes, expected) in cases {
             assert!((curve.seconds(nodes) - expected).abs() < 1e-12, "{nodes}");
         }
@@ -211,7 +222,10 @@ mod tests {
             assert!((curve(seconds).draft_seconds(num_streams) - expected).abs() < 1e-12, "{seconds:?} {num_streams}");
         }
         assert!((curve(&[0.5, 0.6, 0.9]).draft_seconds(5) - 1.3).abs() < 1e-12);
-        assert!((curve(&[0.9, 0.5]).draft_seconds(5) - 0.5).abs() < 1e-12, "noise does not make streams free");
+        for num_streams in [1, 5] {
+            let seconds = curve(&[0.9, 0.5]).draft_seconds(num_streams);
+            assert!((seconds - 0.5).abs() < 1e-12, "noise neither makes streams free nor dear: {seconds}");
+        }
     }
 
     #[test]
