@@ -220,16 +220,20 @@ fn dynamic_programming_finds_no_better_subtree() {
     }
 }
 
+/// A sequence whose streams run in fused passes, and the rounds that draft for it where drafts take `draft_seconds`.
+fn fused(model: &FakeModel, max_tokens: usize, draft_seconds: [f64; 3]) -> (Sequence, Round) {
+    let drafter = Streaming::new(StreamingOptions { pass: StreamPass::Fused, ..StreamingOptions::default() });
+    let options = SequenceOptions { max_tokens, ..SequenceOptions::default() };
+    let sequence = Sequence::new(model.config(), &[3, 1, 2], model.new_cache(4096), Box::new(drafter), options);
+    let cost = CostCurve::new(&[(1, 1.0), (32, 1.01)]).unwrap().with_draft_seconds(draft_seconds.to_vec());
+    (sequence.unwrap(), Round::new(Budget::Auto(cost)))
+}
+
 /// Nobody knows before verification which node will be accepted, so the streams of all of them run.
 #[test]
 fn a_fused_pass_is_charged_for_the_streams_of_every_node() {
     let model = FakeModel::new(48, 18.0);
-    let drafter = Streaming::new(StreamingOptions { pass: StreamPass::Fused, ..StreamingOptions::default() });
-    let options = SequenceOptions { max_tokens: 60, ..SequenceOptions::default() };
-    let mut sequence =
-        Sequence::new(model.config(), &[3, 1, 2], model.new_cache(256), Box::new(drafter), options).unwrap();
-    let cost = CostCurve::new(&[(1, 1.0), (32, 1.01)]).unwrap().with_draft_seconds(vec![0.001, 0.002, 0.003]);
-    let mut round = Round::new(Budget::Auto(cost));
+    let (mut sequence, mut round) = fused(&model, 60, [0.001, 0.002, 0.003]);
     round.run(&model, &mut [&mut sequence]).unwrap();
     let (mut num_nodes, mut largest) = (1, 1); // of the prompt, only the last token may be followed
     while sequence.finish_reason().is_none() {
@@ -248,12 +252,7 @@ fn a_fused_pass_is_charged_for_the_streams_of_every_node() {
 #[test]
 fn a_fused_pass_rests_while_drafts_do_not_pay() {
     let model = FakeModel::new(48, 18.0);
-    let drafter = Streaming::new(StreamingOptions { pass: StreamPass::Fused, ..StreamingOptions::default() });
-    let options = SequenceOptions { max_tokens: 200, ..SequenceOptions::default() };
-    let mut sequence =
-        Sequence::new(model.config(), &[3, 1, 2], model.new_cache(4096), Box::new(drafter), options).unwrap();
-    let cost = CostCurve::new(&[(1, 1.0), (32, 1.01)]).unwrap().with_draft_seconds(vec![9.0, 18.0, 27.0]);
-    let mut round = Round::new(Budget::Auto(cost));
+    let (mut sequence, mut round) = fused(&model, 200, [9.0, 18.0, 27.0]);
     while sequence.finish_reason().is_none() {
         round.run(&model, &mut [&mut sequence]).unwrap();
     }
