@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             continue;
         }
         let matrix = matrix(&pool, format, [outputs, inputs])?;
-        for rows in [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16] {
+        for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 20] {
             let rate = rate(&pool, &matrix, rows);
             println!("{format:>6} {rows:>3} rows {:>7.1} G multiply-adds/s", rate / 1e9);
         }

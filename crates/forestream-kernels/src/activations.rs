@@ -25,8 +25,9 @@ pub struct Activations {
     quants: Vec<QuantBlock>,
     /// `[rows, width / 32]`.
     scales: Vec<f32>,
-    /// Sums of 16 quants, `[rows, width / 16]`.
-    sums: Vec<i32>,
+    /// Sums of 32 quants, `[rows, width / 32]`, and of 16, `[rows, width / 16]`: integers, but kernels reckon with them as floats.
+    sums: Vec<f32>,
+    half_sums: Vec<f32>,
     /// Scale times the sum of 32 quants, `[rows, width / 32]`.
     scaled_sums: Vec<f32>,
     is_quantized: bool,
@@ -68,6 +69,7 @@ impl Activations {
         let quants = SharedSlice::new(&mut self.quants);
         let scales = SharedSlice::new(&mut self.scales);
         let sums = SharedSlice::new(&mut self.sums);
+        let half_sums = SharedSlice::new(&mut self.half_sums);
         let scaled_sums = SharedSlice::new(&mut self.scaled_sums);
         pool.run_rows(rows, width, &|row| {
             // SAFETY: each row is visited once.
@@ -80,7 +82,8 @@ impl Activations {
                     QuantizedRow {
                         quants: quants.part(block_range.clone()),
                         scales: scales.part(block_range.clone()),
-                        sums: sums.part(row * blocks * 2..(row + 1) * blocks * 2),
+                        sums: sums.part(block_range.clone()),
+                        half_sums: half_sums.part(2 * block_range.start..2 * block_range.end),
                         scaled_sums: scaled_sums.part(block_range),
                     }
                 };
@@ -98,7 +101,8 @@ impl Activations {
         if self.is_quantized {
             self.quants.resize(len / BLOCK_INPUTS, QuantBlock([0; BLOCK_INPUTS]));
             self.scales.resize(len / BLOCK_INPUTS, 0.0);
-            self.sums.resize(len / 16, 0);
+            self.sums.resize(len / BLOCK_INPUTS, 0.0);
+            self.half_sums.resize(2 * len / BLOCK_INPUTS, 0.0);
             self.scaled_sums.resize(len / BLOCK_INPUTS, 0.0);
         }
     }
@@ -115,7 +119,8 @@ impl Activations {
             num_blocks,
             quants: &self.quants[blocks.clone()],
             scales: &self.scales[blocks.clone()],
-            sums: &self.sums[2 * blocks.start..2 * blocks.end],
+            sums: &self.sums[blocks.clone()],
+            half_sums: &self.half_sums[2 * blocks.start..2 * blocks.end],
             scaled_sums: &self.scaled_sums[blocks],
         }
     }
@@ -133,19 +138,21 @@ pub(crate) struct Quantized<'a> {
     pub(crate) num_blocks: usize,
     pub(crate) quants: &'a [QuantBlock],
     pub(crate) scales: &'a [f32],
-    pub(crate) sums: &'a [i32],
+    pub(crate) sums: &'a [f32],
+    pub(crate) half_sums: &'a [f32],
     pub(crate) scaled_sums: &'a [f32],
 }
 
 struct QuantizedRow<'a> {
     quants: &'a mut [QuantBlock],
     scales: &'a mut [f32],
-    sums: &'a mut [i32],
+    sums: &'a mut [f32],
+    half_sums: &'a mut [f32],
     scaled_sums: &'a mut [f32],
 }
 
 #[inline(always)]
-#[expect(clippy::needless_pass_by_value, reason = "the holder of the four slices is made for this call")]
+#[expect(clippy::needless_pass_by_value, reason = "the holder of the slices is made for this call")]
 unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
     for index in 0..to.quants.len() {
         let quants = &mut to.quants[index].0;
@@ -163,7 +170,8 @@ unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
             if !largest.is_finite() {
                 quants.fill(0); // each instruction set would make other integers of these values
                 to.scales[index] = f32::NAN;
-                to.sums[2 * index..2 * index + 2].fill(0);
+                to.sums[index] = 0.0;
+                to.half_sums[2 * index..2 * index + 2].fill(0.0);
                 to.scaled_sums[index] = f32::NAN;
                 continue;
             }
@@ -173,9 +181,10 @@ unsafe fn quantize_row<S: Simd>(values: &[f32], to: QuantizedRow<'_>) {
             let low_sum = S::store_i8(S::mul(low, inverse), quants);
             let high_sum = S::store_i8(S::mul(high, inverse), &mut quants[LANES..]);
             to.scales[index] = scale;
-            to.sums[2 * index] = low_sum;
-            to.sums[2 * index + 1] = high_sum;
-            to.scaled_sums[index] = scale * (low_sum + high_sum) as f32;
+            to.half_sums[2 * index] = low_sum as f32;
+            to.half_sums[2 * index + 1] = high_sum as f32;
+            to.sums[index] = (low_sum + high_sum) as f32;
+            to.scaled_sums[index] = scale * to.sums[index];
         }
     }
 }
@@ -201,6 +210,7 @@ mod tests {
         for isa in Isa::available() {
             let rows = quantize(isa);
             assert_eq!((&rows.quants, &rows.sums), (&reference.quants, &reference.sums), "{}", isa.name());
+            assert_eq!(rows.half_sums, reference.half_sums, "{}", isa.name());
             assert_eq!((&rows.scales, &rows.scaled_sums), (&reference.scales, &reference.scaled_sums));
         }
         assert_eq!(reference.scales[3..6], [0.0; 3]); // row 1 is all zero
@@ -229,11 +239,12 @@ mod tests {
                     values[BLOCK_INPUTS + place] = value;
                     let rows = quantize(isa, &values);
                     let what = format!("{value} at {place} on {}", isa.name());
-                    assert_eq!((rows.quants[1].0, &rows.sums[2..4]), ([0; BLOCK_INPUTS], &[0; 2][..]), "{what}");
+                    assert_eq!((rows.quants[1].0, rows.sums[1]), ([0; BLOCK_INPUTS], 0.0), "{what}");
+                    assert_eq!(rows.half_sums[2..4], [0.0; 2], "{what}");
                     assert!(rows.scales[1].is_nan() && rows.scaled_sums[1].is_nan(), "{what}");
                     for block in [0, 2] {
                         let parts = |rows: &Activations| {
-                            let sums = [rows.sums[2 * block], rows.sums[2 * block + 1]];
+                            let sums = [rows.sums[block], rows.half_sums[2 * block], rows.half_sums[2 * block + 1]];
                             (rows.quants[block], sums, [rows.scales[block], rows.scaled_sums[block]].map(f32::to_bits))
                         };
                         assert_eq!(parts(&rows), parts(&reference), "{what}");

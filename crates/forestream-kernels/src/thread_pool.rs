@@ -4,58 +4,94 @@
 //! machine the next job finds it awake, on a busy one it does not take time from others. Chunks are claimed one by one,
 //! and a job ends when its chunks are done, not when every worker has looked at it: a thread without a core delays a job
 //! by one chunk at most. Which thread computes a chunk never changes a result: chunks write disjoint outputs.
+//!
+//! What a job costs beside its chunks is the cache lines that go from one core to another and are waited for, so there are
+//! few: the caller writes one, for which workers look; each thread claims from a share of its own; and a worker says what
+//! it has done before it looks for others to help. A claim carries the number of its job and fails in any other, so a worker
+//! that comes late finds nothing to do and touches nothing.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 
+use crate::prefetch::prefetch_line;
 use crate::shared_slice::SharedSlice;
 
 /// Polls before a waiting thread parks: about 20 microseconds, longer than the serial parts between two jobs.
 const SPIN_LIMIT: u32 = 1000;
 
-/// The bit of `gate` that lets workers in.
-const OPEN: usize = 1 << (usize::BITS - 1);
+/// Bits of a [`Ticket`] or a share that count chunks; those above are the number of the job.
+const CHUNK_BITS: u32 = 24;
+const CHUNK_MASK: u64 = (1 << CHUNK_BITS) - 1;
 
-/// The job in progress: a pointer to a closure on the caller's stack.
-type Job = dyn Fn(usize, usize) + Sync;
+/// The number of a job and how many chunks it has, in one word, so that nobody sees those of two jobs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Ticket(u64);
+
+impl Ticket {
+    fn number(self) -> u64 {
+        self.0 >> CHUNK_BITS
+    }
+
+    fn num_chunks(self) -> usize {
+        (self.0 & CHUNK_MASK) as usize
+    }
+}
+
+/// A job without its type: a closure on the caller's stack, and the function that calls it.
+#[derive(Clone, Copy)]
+struct Job {
+    closure: *const (),
+    call: unsafe fn(*const (), usize, usize),
+}
+
+impl Job {
+    fn new<F: Fn(usize, usize) + Sync>(closure: &F) -> Self {
+        unsafe fn call<F: Fn(usize, usize)>(closure: *const (), chunk: usize, thread: usize) {
+            // SAFETY: `closure` is the `F` that the job was made of; whoever calls it knows that it is alive.
+            unsafe { (*closure.cast::<F>())(chunk, thread) };
+        }
+        Self { closure: std::ptr::from_ref(closure).cast(), call: call::<F> }
+    }
+}
+
+/// The current job, written by the caller.
+#[derive(Debug, Default)]
+struct Posted {
+    /// A [`Ticket`]; a change tells workers that there is a new job.
+    ticket: AtomicU64,
+    closure: AtomicPtr<()>,
+    call: AtomicPtr<()>,
+}
+
+/// On cache lines of its own; two, since processors fetch them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Alone<T>(T);
 
 struct Shared {
-    /// Counts jobs; a change tells workers that there is a new one.
-    epoch: AtomicUsize,
-    /// The chunks that each thread takes first; others help when they have finished theirs.
-    shares: Vec<Share>,
-    /// The number of workers inside the current job, plus [`OPEN`] while others may enter.
-    gate: AtomicUsize,
-    job: std::sync::Mutex<Option<JobPointer>>,
+    posted: Alone<Posted>,
+    /// The share of each thread, the caller's first: the number of the last job in which it was claimed from, and the next
+    /// of its chunks. They are consecutive, so that a thread reads memory in order.
+    shares: Vec<Alone<AtomicU64>>,
+    /// Chunks that each thread but the caller has done in all jobs.
+    num_done: Vec<Alone<AtomicU64>>,
+    /// Whether each thread sleeps, or is about to.
+    parked: Vec<Alone<AtomicBool>>,
     is_closing: AtomicBool,
     has_panicked: AtomicBool,
-    parked: Vec<AtomicBool>,
-    caller: std::sync::Mutex<Option<Thread>>,
-    caller_is_parked: AtomicBool,
+    /// Whom to wake when the last chunk is done.
+    caller: Mutex<Option<Thread>>,
 }
-
-/// Consecutive chunks: a thread that works through its own share reads memory in order. On a cache line of its own.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Share {
-    next: AtomicUsize,
-    end: AtomicUsize,
-}
-
-#[derive(Clone, Copy)]
-struct JobPointer(*const Job);
-
-// SAFETY: the pointee is `Sync`, and `ThreadPool::run` does not return while a worker is inside the job.
-unsafe impl Send for JobPointer {}
 
 /// A fixed number of threads, the caller's own included.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// One job at a time: a second caller waits here.
-    turn: std::sync::Mutex<()>,
+    /// One job at a time: a second caller waits here. Chunks that workers have done in all jobs.
+    num_done: Mutex<u64>,
 }
 
 impl std::fmt::Debug for ThreadPool {
@@ -82,18 +118,16 @@ impl ThreadPool {
     fn start(num_threads: usize, spawn: &dyn Fn(usize, Arc<Shared>) -> io::Result<JoinHandle<()>>) -> io::Result<Self> {
         assert!(num_threads > 0, "a pool has at least the calling thread");
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            shares: (0..num_threads).map(|_| Share::default()).collect(),
-            gate: AtomicUsize::new(0),
-            job: std::sync::Mutex::new(None),
+            posted: Alone::default(),
+            shares: (0..num_threads).map(|_| Alone::default()).collect(),
+            num_done: (1..num_threads).map(|_| Alone::default()).collect(),
+            parked: (0..num_threads).map(|_| Alone::default()).collect(),
             is_closing: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),
-            parked: (1..num_threads).map(|_| AtomicBool::new(false)).collect(),
-            caller: std::sync::Mutex::new(None),
-            caller_is_parked: AtomicBool::new(false),
+            caller: Mutex::new(None),
         });
         // Dropped where a thread is refused, it ends those that run already.
-        let mut pool = Self { shared, workers: Vec::with_capacity(num_threads - 1), turn: std::sync::Mutex::new(()) };
+        let mut pool = Self { shared, workers: Vec::with_capacity(num_threads - 1), num_done: Mutex::new(0) };
         for index in 1..num_threads {
             let worker = spawn(index, Arc::clone(&pool.shared)).map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot start thread {} of {num_threads}: {error}", index + 1))
@@ -111,28 +145,70 @@ impl ThreadPool {
     /// Calls `job(chunk_index, thread_index)` once for each chunk in `0..num_chunks` and waits for all of them.
     ///
     /// # Panics
-    /// If `job` panics.
-    pub fn run(&self, num_chunks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
+    /// If `job` panics, or for 2^24 chunks or more.
+    pub fn run<F: Fn(usize, usize) + Sync>(&self, num_chunks: usize, job: &F) {
         if self.workers.is_empty() || num_chunks <= 1 {
             for chunk in 0..num_chunks {
                 job(chunk, 0);
             }
             return;
         }
-        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.share_out(num_chunks, Job::new(job));
+    }
+
+    /// [`Self::run`] with workers.
+    fn share_out(&self, num_chunks: usize, job: Job) {
+        assert!(num_chunks + self.workers.len() < 1 << CHUNK_BITS, "{num_chunks} chunks");
         let shared = &*self.shared;
-        self.publish(num_chunks, job);
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shared.claim_chunks(job, 0)));
-        if outcome.is_err() {
-            shared.abandon();
+        let mut num_done = self.num_done.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = self.post(num_chunks, job);
+        let is_done =
+            |expected: u64| shared.num_done.iter().map(|n| n.0.load(Ordering::SeqCst)).sum::<u64>() == expected;
+        let (mut num_own, mut outcome) = shared.work_through(ticket, 0, 0);
+        *num_done += num_chunks as u64;
+        for share in 1..shared.shares.len() {
+            if is_done(*num_done - num_own) {
+                break; // what lies untouched in other threads' caches should stay there
+            }
+            let (num_helped, helped) = shared.work_through(ticket, share, 0);
+            num_own += num_helped;
+            outcome = outcome.and(helped);
         }
-        shared.gate.fetch_and(!OPEN, Ordering::SeqCst);
-        wait(&shared.caller_is_parked, || shared.gate.load(Ordering::SeqCst) == 0);
+        *num_done -= num_own;
+        let expected = *num_done;
+        shared.wait(
+            0,
+            || is_done(expected),
+            || {
+                *shared.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+            },
+        );
+        drop(num_done);
         let worker_panicked = shared.has_panicked.swap(false, Ordering::SeqCst);
         if let Err(payload) = outcome {
-            std::panic::resume_unwind(payload);
+            resume_unwind(payload);
         }
         assert!(!worker_panicked, "a worker thread panicked");
+    }
+
+    /// Makes `job` the current one and wakes the workers that sleep.
+    fn post(&self, num_chunks: usize, job: Job) -> Ticket {
+        let posted = &self.shared.posted.0;
+        let number = Ticket(posted.ticket.load(Ordering::Relaxed)).number() + 1;
+        let ticket = number << CHUNK_BITS | num_chunks as u64;
+        posted.closure.store(job.closure.cast_mut(), Ordering::Relaxed);
+        posted.call.store(job.call as *mut (), Ordering::Relaxed);
+        posted.ticket.store(ticket, Ordering::SeqCst);
+        self.wake_workers();
+        Ticket(ticket)
+    }
+
+    fn wake_workers(&self) {
+        for (worker, parked) in self.workers.iter().zip(&self.shared.parked[1..]) {
+            if parked.0.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
     }
 
     /// Calls `job(row_index)` for each of `num_rows` rows of `width` elements; few rows stay on the calling thread.
@@ -183,126 +259,121 @@ impl ThreadPool {
             job(part, thread, unsafe { shared.part(start..ends[part]) });
         });
     }
-
-    /// Makes `job` the current one and wakes the workers that sleep.
-    fn publish(&self, num_chunks: usize, job: &(dyn Fn(usize, usize) + Sync)) {
-        let shared = &*self.shared;
-        // The lifetime ends when `run` returns, which is after the last worker has left the job.
-        let job: *const (dyn Fn(usize, usize) + Sync + '_) = job;
-        #[expect(clippy::transmute_ptr_to_ptr, reason = "a cast cannot change the lifetime of a trait object")]
-        // SAFETY: only the lifetime changes; `run` keeps the closure alive until the gate is closed and empty.
-        let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), *const Job>(job) };
-        *shared.job.lock().expect("no thread panics while it holds the job") = Some(JobPointer(job));
-        *shared.caller.lock().expect("no thread panics while it holds the caller") = Some(std::thread::current());
-        shared.deal(num_chunks);
-        shared.gate.store(OPEN, Ordering::SeqCst);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
-        for (worker, parked) in self.workers.iter().zip(&shared.parked) {
-            if parked.load(Ordering::SeqCst) {
-                worker.thread().unpark();
-            }
-        }
-    }
 }
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.is_closing.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.posted.0.ticket.fetch_add(1 << CHUNK_BITS, Ordering::SeqCst);
+        self.wake_workers();
         for worker in self.workers.drain(..) {
-            worker.thread().unpark();
             let _ = worker.join();
         }
     }
 }
 
 impl Shared {
-    /// Gives each thread an equal share of `0..num_chunks`.
-    fn deal(&self, num_chunks: usize) {
-        let num_shares = self.shares.len();
-        for (index, share) in self.shares.iter().enumerate() {
-            share.end.store((index + 1) * num_chunks / num_shares, Ordering::Relaxed);
-            share.next.store(index * num_chunks / num_shares, Ordering::Relaxed);
+    /// Computes what is left of a share in a job. Returns how many chunks were claimed, and the panic of one; after that,
+    /// the rest of the share is claimed without being computed.
+    fn work_through(&self, ticket: Ticket, share: usize, thread: usize) -> (u64, std::thread::Result<()>) {
+        let mut num_claimed = 0;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(chunk) = self.claim(ticket, share) {
+                num_claimed += 1;
+                let closure = self.posted.0.closure.load(Ordering::Relaxed);
+                let call = self.posted.0.call.load(Ordering::Relaxed);
+                // SAFETY: the job is not over before this chunk is done, so the caller waits and what it has posted for the
+                // job is still there: a function of this type, and its closure.
+                unsafe {
+                    std::mem::transmute::<*mut (), unsafe fn(*const (), usize, usize)>(call)(closure, chunk, thread)
+                };
+            }
+        }));
+        if outcome.is_err() {
+            while self.claim(ticket, share).is_some() {
+                num_claimed += 1;
+            }
         }
+        (num_claimed, outcome)
     }
 
-    /// Leaves no chunk to claim; chunks in progress go on.
-    fn abandon(&self) {
-        for share in &self.shares {
-            share.next.store(usize::MAX / 2, Ordering::Relaxed);
-        }
-    }
-
-    /// Works through the thread's own share, then through what is left of the others'.
-    fn claim_chunks(&self, job: &(dyn Fn(usize, usize) + Sync), thread_index: usize) {
-        for offset in 0..self.shares.len() {
-            let share = &self.shares[(thread_index + offset) % self.shares.len()];
-            let end = share.end.load(Ordering::Relaxed);
-            loop {
-                let chunk = share.next.fetch_add(1, Ordering::Relaxed);
-                if chunk >= end {
-                    break;
-                }
-                job(chunk, thread_index);
+    /// The next chunk of a share; none when all are claimed, or the job is over.
+    fn claim(&self, ticket: Ticket, share: usize) -> Option<usize> {
+        let (next, number) = (&self.shares[share].0, ticket.number());
+        let bound = |index: usize| (index * ticket.num_chunks() / self.shares.len()) as u64;
+        let end = bound(share + 1);
+        let mut word = next.load(Ordering::Acquire);
+        loop {
+            let chunk = match (word >> CHUNK_BITS).cmp(&number) {
+                std::cmp::Ordering::Less => bound(share),
+                std::cmp::Ordering::Equal => word & CHUNK_MASK,
+                std::cmp::Ordering::Greater => return None,
+            };
+            if chunk >= end {
+                return None;
+            }
+            let after = number << CHUNK_BITS | (chunk + 1);
+            match next.compare_exchange_weak(word, after, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(chunk as usize),
+                Err(changed) => word = changed,
             }
         }
     }
 
-    /// Enters the current job, unless it is over.
-    fn enter(&self) -> Option<JobPointer> {
-        let add_one = |gate: usize| (gate & OPEN != 0).then_some(gate + 1);
-        self.gate.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add_one).ok()?;
-        *self.job.lock().expect("no thread panics while it holds the job")
+    /// Spins, then parks after `prepare`, until `is_done`; whoever makes it true unparks this thread if it is parked.
+    fn wait(&self, thread: usize, is_done: impl Fn() -> bool, prepare: impl FnOnce()) {
+        for _ in 0..SPIN_LIMIT {
+            if is_done() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        prepare();
+        let parked = &self.parked[thread].0;
+        parked.store(true, Ordering::SeqCst);
+        while !is_done() {
+            std::thread::park();
+        }
+        parked.store(false, Ordering::SeqCst);
     }
 
-    /// Leaves the job; the last one out wakes the caller.
-    fn leave(&self) {
-        let is_last = self.gate.fetch_sub(1, Ordering::SeqCst) == 1;
-        if is_last
-            && self.caller_is_parked.load(Ordering::SeqCst)
-            && let Some(caller) = &*self.caller.lock().expect("no thread panics while it holds the caller")
+    /// Says that a worker has done this many chunks more.
+    fn report(&self, thread: usize, num_chunks: u64) {
+        self.num_done[thread - 1].0.fetch_add(num_chunks, Ordering::SeqCst);
+        if self.parked[0].0.load(Ordering::SeqCst)
+            && let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner)
         {
             caller.unpark();
         }
     }
 }
 
-/// Spins, then parks, until `is_done`; whoever makes it true unparks this thread if `is_parked`.
-fn wait(is_parked: &AtomicBool, is_done: impl Fn() -> bool) {
-    for _ in 0..SPIN_LIMIT {
-        if is_done() {
-            return;
-        }
-        std::hint::spin_loop();
-    }
-    is_parked.store(true, Ordering::SeqCst);
-    while !is_done() {
-        std::thread::park();
-    }
-    is_parked.store(false, Ordering::SeqCst);
-}
-
 fn work(shared: &Shared, index: usize) {
-    let mut seen = 0;
+    let mut seen = Ticket(0);
     loop {
-        wait(&shared.parked[index - 1], || shared.epoch.load(Ordering::SeqCst) != seen);
-        seen = shared.epoch.load(Ordering::SeqCst);
+        shared.wait(index, || shared.posted.0.ticket.load(Ordering::SeqCst) != seen.0, || {});
+        seen = Ticket(shared.posted.0.ticket.load(Ordering::SeqCst));
         if shared.is_closing.load(Ordering::SeqCst) {
             return;
         }
-        let Some(JobPointer(pointer)) = shared.enter() else { continue };
-        // SAFETY: `run` waits until this worker has left the job, so the closure is alive.
-        let job = unsafe { &*pointer };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shared.claim_chunks(job, index)));
-        if outcome.is_err() {
-            shared.has_panicked.store(true, Ordering::SeqCst);
+        prefetch_line(shared.posted.0.closure.load(Ordering::Relaxed).cast());
+        let num_shares = shared.shares.len();
+        for share in (index..num_shares).chain(0..index) {
+            let (num_chunks, outcome) = shared.work_through(seen, share, index);
+            if outcome.is_err() {
+                shared.has_panicked.store(true, Ordering::SeqCst);
+            }
+            if num_chunks > 0 {
+                shared.report(index, num_chunks);
+            }
         }
-        shared.leave();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]
@@ -371,7 +442,7 @@ mod tests {
     #[test]
     fn a_panic_in_a_job_reaches_the_caller_and_the_pool_survives() {
         let pool = ThreadPool::new(2).unwrap();
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
             pool.run(50, &|chunk, _| assert!(chunk != 20, "planned"));
         }));
         assert!(outcome.is_err());

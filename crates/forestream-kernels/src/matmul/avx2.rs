@@ -174,14 +174,6 @@ impl Dot for Avx2 {
     type I32 = Pair;
 
     #[inline(always)]
-    unsafe fn splat_i32(value: i32) -> Pair {
-        unsafe { (_mm256_set1_epi32(value), _mm256_set1_epi32(value)) }
-    }
-    #[inline(always)]
-    unsafe fn sub_i32(a: Pair, b: Pair) -> Pair {
-        unsafe { (_mm256_sub_epi32(a.0, b.0), _mm256_sub_epi32(a.1, b.1)) }
-    }
-    #[inline(always)]
     unsafe fn to_f32(a: Pair) -> Self::F32 {
         unsafe { (_mm256_cvtepi32_ps(a.0), _mm256_cvtepi32_ps(a.1)) }
     }

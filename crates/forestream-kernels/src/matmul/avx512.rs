@@ -12,6 +12,11 @@ use crate::simd::Avx512;
 
 /// Steps that share their bytes with others in 4-bit planes.
 const HALF_STEPS: usize = STEPS / 2;
+/// Rows that have two chains of additions each, to hide the latency of `vpdpbusd`. More rows hide it from each other, and
+/// one chain leaves them registers.
+const MAX_PAIRED_ROWS: usize = 8;
+/// So few rows need no order: what the processor looks ahead suffices.
+const MAX_FREE_ROWS: usize = 4;
 
 #[inline(always)]
 unsafe fn load(bytes: *const u8, offset: usize) -> __m512i {
@@ -57,17 +62,61 @@ unsafe fn with_high_bits(nibbles: __m512i, quants: *const u8, half: usize, step:
     }
 }
 
+/// Keeps sums as they are: the compiler may not reorder additions across this. Otherwise it adds up one row after the
+/// other, each sum waiting for itself.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn pin(sums: __m512i) -> __m512i {
+    let mut pinned = sums;
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) pinned, options(nomem, nostack, preserves_flags)) };
+    pinned
+}
+
+/// Sums over the halves of a block, steps `step` and `step + 4` by turns.
+#[inline(always)]
+unsafe fn dot_paired<S: Scheme, const N: usize>(quants: *const u8, rows: [*const QuantBlock; N]) -> [[__m512i; 2]; N] {
+    unsafe {
+        let mut dots = [[_mm512_setzero_si512(); 2]; N];
+        for step in 0..HALF_STEPS {
+            let [low, high] = two_steps::<S>(quants, step);
+            for i in 0..N {
+                dots[i][0] = _mm512_dpbusd_epi32(dots[i][0], low, broadcast(rows[i], step));
+                dots[i][1] = _mm512_dpbusd_epi32(dots[i][1], high, broadcast(rows[i], step + HALF_STEPS));
+            }
+            if N > MAX_FREE_ROWS {
+                for i in 0..N {
+                    dots[i] = [pin(dots[i][0]), pin(dots[i][1])];
+                }
+            }
+        }
+        dots
+    }
+}
+
+/// Sums over a whole block.
+#[inline(always)]
+unsafe fn dot_whole<S: Scheme, const N: usize>(quants: *const u8, rows: [*const QuantBlock; N]) -> [__m512i; N] {
+    unsafe {
+        let mut dots = [_mm512_setzero_si512(); N];
+        for step in 0..HALF_STEPS {
+            let halves = two_steps::<S>(quants, step);
+            for half in 0..2 {
+                for i in 0..N {
+                    let activations = broadcast(rows[i], step + half * HALF_STEPS);
+                    dots[i] = _mm512_dpbusd_epi32(dots[i], halves[half], activations);
+                }
+                for i in 0..N {
+                    dots[i] = pin(dots[i]);
+                }
+            }
+        }
+        dots
+    }
+}
+
 impl Dot for Avx512 {
     type I32 = __m512i;
 
-    #[inline(always)]
-    unsafe fn splat_i32(value: i32) -> __m512i {
-        unsafe { _mm512_set1_epi32(value) }
-    }
-    #[inline(always)]
-    unsafe fn sub_i32(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_sub_epi32(a, b) }
-    }
     #[inline(always)]
     unsafe fn to_f32(a: __m512i) -> Self::F32 {
         unsafe { _mm512_cvtepi32_ps(a) }
@@ -87,15 +136,16 @@ impl Dot for Avx512 {
         rows: [*const QuantBlock; N],
     ) -> [[__m512i; 2]; N] {
         unsafe {
-            // Two chains per row hide the latency of `vpdpbusd`; with one scale per block they are added at the end.
-            let mut dots = [[_mm512_setzero_si512(); 2]; N];
-            for step in 0..HALF_STEPS {
-                let [low, high] = two_steps::<S>(quants, step);
+            if const { S::NUM_HALVES == 1 && N > MAX_PAIRED_ROWS } {
+                let zero = _mm512_setzero_si512();
+                let whole = dot_whole::<S, N>(quants, rows);
+                let mut dots = [[zero; 2]; N];
                 for i in 0..N {
-                    dots[i][0] = _mm512_dpbusd_epi32(dots[i][0], low, broadcast(rows[i], step));
-                    dots[i][1] = _mm512_dpbusd_epi32(dots[i][1], high, broadcast(rows[i], step + HALF_STEPS));
+                    dots[i][0] = whole[i];
                 }
+                return dots;
             }
+            let mut dots = dot_paired::<S, N>(quants, rows);
             if S::NUM_HALVES == 1 {
                 for i in 0..N {
                     dots[i][0] = _mm512_add_epi32(dots[i][0], dots[i][1]);

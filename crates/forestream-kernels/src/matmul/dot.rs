@@ -12,8 +12,6 @@ pub(crate) trait Dot: Simd {
     /// Sixteen `i32` lanes.
     type I32: Copy;
 
-    unsafe fn splat_i32(value: i32) -> Self::I32;
-    unsafe fn sub_i32(a: Self::I32, b: Self::I32) -> Self::I32;
     unsafe fn to_f32(a: Self::I32) -> Self::F32;
     /// Reads 16 unsigned bytes as numbers.
     unsafe fn load_u8(from: *const u8) -> Self::F32;

@@ -25,14 +25,6 @@ impl Dot for Portable {
     type I32 = [i32; TILE_ROWS];
 
     #[inline(always)]
-    unsafe fn splat_i32(value: i32) -> Self::I32 {
-        [value; TILE_ROWS]
-    }
-    #[inline(always)]
-    unsafe fn sub_i32(a: Self::I32, b: Self::I32) -> Self::I32 {
-        std::array::from_fn(|i| a[i] - b[i])
-    }
-    #[inline(always)]
     unsafe fn to_f32(a: Self::I32) -> Self::F32 {
         a.map(|x| x as f32)
     }

@@ -172,19 +172,20 @@ unsafe fn add_block<V: Dot, S: Scheme>(
     unsafe {
         let activation_scale = *rows.scales.get_unchecked(index);
         for half in 0..S::NUM_HALVES {
-            let quant_sum = || {
-                let first = *rows.sums.get_unchecked(2 * index + half);
-                if S::NUM_HALVES == 2 { first } else { first + *rows.sums.get_unchecked(2 * index + 1) }
+            let quant_sum = if S::NUM_HALVES == 2 {
+                *rows.half_sums.get_unchecked(2 * index + half)
+            } else {
+                *rows.sums.get_unchecked(index)
             };
-            let mut dot = dots[half];
+            let mut dot = V::to_f32(dots[half]);
             if S::ZERO_POINT != 0 {
-                dot = V::sub_i32(dot, V::splat_i32(S::ZERO_POINT * quant_sum()));
+                dot = V::fma(V::splat(-S::ZERO_POINT as f32), V::splat(quant_sum), dot); // exact: integers below 2^24
             }
             let scale = V::mul(scales.scales[half], V::splat(activation_scale));
-            sum = V::fma(scale, V::to_f32(dot), sum);
+            sum = V::fma(scale, dot, sum);
             if S::HAS_MIN {
                 let scaled_sum = if S::NUM_HALVES == 2 {
-                    activation_scale * quant_sum() as f32
+                    activation_scale * quant_sum
                 } else {
                     *rows.scaled_sums.get_unchecked(index)
                 };
