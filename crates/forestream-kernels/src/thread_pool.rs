@@ -285,8 +285,9 @@ impl Shared {
                 // SAFETY: the job is not over before this chunk is done, so the caller waits and what it has posted for the
                 // job is still there: a function of this type, and its closure.
                 unsafe {
-                    std::mem::transmute::<*mut (), unsafe fn(*const (), usize, usize)>(call)(closure, chunk, thread)
-                };
+                    let call: unsafe fn(*const (), usize, usize) = std::mem::transmute(call);
+                    call(closure, chunk, thread);
+                }
             }
         }));
         if outcome.is_err() {
@@ -437,6 +438,20 @@ mod tests {
             });
         }
         assert_eq!(total.load(Ordering::Relaxed), 2000 * 21);
+    }
+
+    #[test]
+    fn jobs_of_any_size_follow_each_other() {
+        let pool = ThreadPool::new(5).unwrap();
+        let counts: [AtomicUsize; 12] = std::array::from_fn(|_| AtomicUsize::new(0));
+        for round in 0..12_000 {
+            let num_chunks = round * 7 % 13; // some leave threads without a share
+            pool.run(num_chunks, &|chunk, _| {
+                counts[chunk].fetch_add(1, Ordering::Relaxed);
+            });
+            let once = |count: &AtomicUsize| count.swap(0, Ordering::Relaxed) == 1;
+            assert!(counts[..num_chunks].iter().all(once), "round {round}");
+        }
     }
 
     #[test]
