@@ -1,5 +1,6 @@
 //! The inputs of a matrix product: `f32` rows, and the same rows as 8-bit integers in blocks of 32.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::ThreadPool;
@@ -12,25 +13,45 @@ use crate::simd::{Isa, LANES, Simd, dispatch};
 #[repr(align(32))]
 pub(crate) struct QuantBlock(pub(crate) [i8; BLOCK_INPUTS]);
 
+/// The size of the inputs of products, and the form in which they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputShape {
+    /// Number of rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// Whether a dense matrix reads them, for which they are kept as numbers too. What is not kept is not written, and need
+    /// not go from one core to another.
+    pub keeps_numbers: bool,
+}
+
+impl From<[usize; 2]> for InputShape {
+    /// Rows and width of inputs for any matrix.
+    fn from([rows, width]: [usize; 2]) -> Self {
+        Self { rows, width, keeps_numbers: true }
+    }
+}
+
 /// Rows of inputs, `[rows, width]`, reused between passes.
 ///
 /// The integer form of a block of 32 is `round(x * 127 / max|x|)`, its scale `max|x| / 127`. No integer stands for an
 /// infinity or NaN: a block with one has zero integers and the scale NaN, which makes all outputs of its row NaN.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Activations {
     rows: usize,
     width: usize,
+    /// `[rows, width]`, or nothing where the shape says so.
     values: Vec<f32>,
-    /// `[rows, width / 32]` blocks.
+    /// `[rows, width / 32]` blocks, or nothing for a width that is no whole number of them.
     quants: Vec<QuantBlock>,
     /// `[rows, width / 32]`.
     scales: Vec<f32>,
-    /// Sums of 32 quants, `[rows, width / 32]`, and of 16, `[rows, width / 16]`: integers, but kernels reckon with them as floats.
+    /// Sums of 32 quants, `[rows, width / 32]`, and of 16, `[rows, width / 16]`: integers, but kernels reckon with them as
+    /// floats.
     sums: Vec<f32>,
     half_sums: Vec<f32>,
     /// Scale times the sum of 32 quants, `[rows, width / 32]`.
     scaled_sums: Vec<f32>,
-    is_quantized: bool,
 }
 
 impl Activations {
@@ -49,61 +70,93 @@ impl Activations {
         self.width
     }
 
-    /// The rows, `[rows, width]`.
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// Fills the rows through `fill(row_index, row)`, and quantizes them when `width` is a whole number of blocks.
+    /// Fills the rows through `fill(row_index, row)`.
     pub fn fill(
         &mut self,
         pool: &ThreadPool,
         isa: Isa,
-        [rows, width]: [usize; 2],
+        shape: impl Into<InputShape>,
         fill: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        self.resize(rows, width);
-        let is_quantized = self.is_quantized;
-        let blocks = if is_quantized { width / BLOCK_INPUTS } else { 0 };
-        let values = SharedSlice::new(&mut self.values);
-        let quants = SharedSlice::new(&mut self.quants);
-        let scales = SharedSlice::new(&mut self.scales);
-        let sums = SharedSlice::new(&mut self.sums);
-        let half_sums = SharedSlice::new(&mut self.half_sums);
-        let scaled_sums = SharedSlice::new(&mut self.scaled_sums);
+        let InputShape { rows, width, .. } = self.reshape(shape.into());
+        let writer = self.writer(isa);
         pool.run_rows(rows, width, &|row| {
-            // SAFETY: each row is visited once.
-            let values = unsafe { values.part(row * width..(row + 1) * width) };
-            fill(row, values);
-            if is_quantized {
-                let block_range = row * blocks..(row + 1) * blocks;
-                // SAFETY: as above, for the other slices.
-                let to = unsafe {
-                    QuantizedRow {
-                        quants: quants.part(block_range.clone()),
-                        scales: scales.part(block_range.clone()),
-                        sums: sums.part(block_range.clone()),
-                        half_sums: half_sums.part(2 * block_range.start..2 * block_range.end),
-                        scaled_sums: scaled_sums.part(block_range),
-                    }
-                };
-                dispatch!(isa, quantize_row(values: &[f32] = values, to: QuantizedRow<'_> = to));
-            }
+            with_buffer(width, |values| {
+                fill(row, values);
+                // SAFETY: each row is visited once.
+                unsafe { writer.put(row, 0, values) };
+            });
         });
     }
 
-    fn resize(&mut self, rows: usize, width: usize) {
-        self.rows = rows;
-        self.width = width;
-        self.is_quantized = width.is_multiple_of(BLOCK_INPUTS);
-        let len = rows * width;
-        self.values.resize(len, 0.0);
-        if self.is_quantized {
-            self.quants.resize(len / BLOCK_INPUTS, QuantBlock([0; BLOCK_INPUTS]));
-            self.scales.resize(len / BLOCK_INPUTS, 0.0);
-            self.sums.resize(len / BLOCK_INPUTS, 0.0);
-            self.half_sums.resize(2 * len / BLOCK_INPUTS, 0.0);
-            self.scaled_sums.resize(len / BLOCK_INPUTS, 0.0);
+    /// Fills tiles through `fill(tile_index, thread_index, tile)`, a task for each. Columns are cut into equal parts of
+    /// `tile_width`, rows behind each of `row_ends`; tile 0 has the first rows and columns, tile 1 the next rows.
+    ///
+    /// # Panics
+    /// When tiles are not what the shape consists of.
+    pub fn fill_tiles(
+        &mut self,
+        pool: &ThreadPool,
+        isa: Isa,
+        shape: InputShape,
+        (row_ends, tile_width): (&[usize], usize),
+        fill: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+    ) {
+        let is_aligned = tile_width.is_multiple_of(BLOCK_INPUTS);
+        let keeps_numbers = shape.keeps_numbers || !is_aligned;
+        let InputShape { rows, width, .. } = self.reshape(InputShape { keeps_numbers, ..shape });
+        assert!(row_ends.is_sorted() && row_ends.last().is_none_or(|&end| end == rows), "tiles of {rows} rows");
+        assert!(width.is_multiple_of(tile_width), "tiles of {tile_width} columns of {width}");
+        let writer = self.writer(isa);
+        pool.run(row_ends.len() * (width / tile_width), &|tile, thread| {
+            let (first_column, tile_rows) = (tile / row_ends.len() * tile_width, tile % row_ends.len());
+            let first_row = if tile_rows == 0 { 0 } else { row_ends[tile_rows - 1] };
+            let tile_rows = first_row..row_ends[tile_rows];
+            with_buffer(tile_rows.len() * tile_width, |values| {
+                fill(tile, thread, values);
+                for (row, values) in tile_rows.zip(values.chunks_exact(tile_width)) {
+                    // SAFETY: tiles do not overlap.
+                    unsafe {
+                        writer.put_numbers(row, first_column, values);
+                        if is_aligned {
+                            writer.put_integers(row, first_column, values);
+                        }
+                    }
+                }
+            });
+        });
+        if !is_aligned {
+            // SAFETY: each row is visited once, and nobody writes its numbers.
+            pool.run_rows(rows, width, &|row| unsafe { writer.put_integers(row, 0, writer.numbers(row)) });
+        }
+    }
+
+    /// Makes room for inputs of this shape; numbers are kept, too, where there is no other form.
+    pub(crate) fn reshape(&mut self, shape: InputShape) -> InputShape {
+        let InputShape { rows, width, keeps_numbers } = shape;
+        (self.rows, self.width) = (rows, width);
+        let is_quantized = width.is_multiple_of(BLOCK_INPUTS);
+        let num_blocks = if is_quantized { rows * width / BLOCK_INPUTS } else { 0 };
+        self.values.resize(if keeps_numbers || !is_quantized { rows * width } else { 0 }, 0.0);
+        self.quants.resize(num_blocks, QuantBlock([0; BLOCK_INPUTS]));
+        self.scales.resize(num_blocks, 0.0);
+        self.sums.resize(num_blocks, 0.0);
+        self.half_sums.resize(2 * num_blocks, 0.0);
+        self.scaled_sums.resize(num_blocks, 0.0);
+        shape
+    }
+
+    pub(crate) fn writer(&mut self, isa: Isa) -> Writer<'_> {
+        Writer {
+            isa,
+            width: self.width,
+            num_blocks: self.quants.len() / self.rows.max(1),
+            values: SharedSlice::new(&mut self.values),
+            quants: SharedSlice::new(&mut self.quants),
+            scales: SharedSlice::new(&mut self.scales),
+            sums: SharedSlice::new(&mut self.sums),
+            half_sums: SharedSlice::new(&mut self.half_sums),
+            scaled_sums: SharedSlice::new(&mut self.scaled_sums),
         }
     }
 
@@ -112,7 +165,7 @@ impl Activations {
     /// # Panics
     /// When the width is not a whole number of blocks.
     pub(crate) fn quantized(&self, rows: Range<usize>) -> Quantized<'_> {
-        assert!(self.is_quantized, "rows of {} elements have no integer form", self.width);
+        assert!(self.width.is_multiple_of(BLOCK_INPUTS), "rows of {} elements have no integer form", self.width);
         let num_blocks = self.width / BLOCK_INPUTS;
         let blocks = rows.start * num_blocks..rows.end * num_blocks;
         Quantized {
@@ -126,6 +179,9 @@ impl Activations {
     }
 
     /// One row as numbers.
+    ///
+    /// # Panics
+    /// When they were not kept.
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.width..(row + 1) * self.width]
     }
@@ -141,6 +197,89 @@ pub(crate) struct Quantized<'a> {
     pub(crate) sums: &'a [f32],
     pub(crate) half_sums: &'a [f32],
     pub(crate) scaled_sums: &'a [f32],
+}
+
+/// Stores parts of rows, from several threads.
+pub(crate) struct Writer<'a> {
+    isa: Isa,
+    width: usize,
+    /// Blocks of a row; 0 without an integer form.
+    num_blocks: usize,
+    /// Empty where numbers are not kept.
+    values: SharedSlice<'a, f32>,
+    quants: SharedSlice<'a, QuantBlock>,
+    scales: SharedSlice<'a, f32>,
+    sums: SharedSlice<'a, f32>,
+    half_sums: SharedSlice<'a, f32>,
+    scaled_sums: SharedSlice<'a, f32>,
+}
+
+impl Writer<'_> {
+    /// Stores `values` from column `first` of row `row` on, a whole number of blocks unless it is the whole row.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes them meanwhile.
+    pub(crate) unsafe fn put(&self, row: usize, first: usize, values: &[f32]) {
+        // SAFETY: as the caller's.
+        unsafe {
+            self.put_numbers(row, first, values);
+            self.put_integers(row, first, values);
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::put`].
+    unsafe fn put_numbers(&self, row: usize, first: usize, values: &[f32]) {
+        if !self.values.is_empty() {
+            let start = row * self.width + first;
+            // SAFETY: as the caller's.
+            unsafe { self.values.part(start..start + values.len()) }.copy_from_slice(values);
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::put`].
+    unsafe fn put_integers(&self, row: usize, first: usize, values: &[f32]) {
+        if self.num_blocks == 0 {
+            return;
+        }
+        assert!(first.is_multiple_of(BLOCK_INPUTS) && values.len().is_multiple_of(BLOCK_INPUTS), "whole blocks");
+        let start = row * self.num_blocks + first / BLOCK_INPUTS;
+        let blocks = start..start + values.len() / BLOCK_INPUTS;
+        // SAFETY: as the caller's.
+        let to = unsafe {
+            QuantizedRow {
+                quants: self.quants.part(blocks.clone()),
+                scales: self.scales.part(blocks.clone()),
+                sums: self.sums.part(blocks.clone()),
+                half_sums: self.half_sums.part(2 * blocks.start..2 * blocks.end),
+                scaled_sums: self.scaled_sums.part(blocks),
+            }
+        };
+        dispatch!(self.isa, quantize_row(values: &[f32] = values, to: QuantizedRow<'_> = to));
+    }
+
+    /// The numbers of a row.
+    ///
+    /// # Safety
+    /// Nobody writes them meanwhile.
+    unsafe fn numbers(&self, row: usize) -> &[f32] {
+        // SAFETY: as the caller's.
+        unsafe { self.values.part(row * self.width..(row + 1) * self.width) }
+    }
+}
+
+/// Calls `work` with the thread's own buffer of `len` numbers, whatever is in it.
+pub(crate) fn with_buffer(len: usize, work: impl FnOnce(&mut [f32])) {
+    thread_local! {
+        static BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0.0);
+        }
+        work(&mut buffer[..len]);
+    });
 }
 
 struct QuantizedRow<'a> {
@@ -220,6 +359,41 @@ mod tests {
             let error = (f32::from(quant) * scale - value).abs();
             assert!(error <= 0.500_01 * scale, "{quant} * {scale} for {value}");
         }
+    }
+
+    #[test]
+    fn tiles_make_the_rows_that_they_are_cut_from() {
+        let pool = ThreadPool::new(3).unwrap();
+        let value = |row: usize, column: usize| ((row * 31 + column * 17) % 41) as f32 / 20.0 - 1.0;
+        // Tiles of 24 columns have parts of blocks; rows of 48 have no integer form.
+        for (width, tile_width, keeps_numbers) in [(96, 32, false), (96, 32, true), (96, 24, false), (48, 24, false)] {
+            let shape = InputShape { rows: 5, width, keeps_numbers };
+            let (mut rows, mut tiles) = (Activations::new(), Activations::new());
+            let kept = InputShape { keeps_numbers: keeps_numbers || tile_width == 24, ..shape };
+            rows.fill(&pool, Isa::best(), kept, &|row, to| {
+                to.iter_mut().enumerate().for_each(|(column, x)| *x = value(row, column));
+            });
+            let row_ends = [2, 2, 5];
+            tiles.fill_tiles(&pool, Isa::best(), shape, (&row_ends, tile_width), &|tile, thread, to| {
+                assert!(thread < 3);
+                let (columns, rows) = (tile / 3 * tile_width, tile % 3);
+                let first_row = [0, 2, 2][rows];
+                for (i, x) in to.iter_mut().enumerate() {
+                    *x = value(first_row + i / tile_width, columns + i % tile_width);
+                }
+            });
+            assert_eq!(tiles, rows, "{shape:?} in tiles of {tile_width}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_matrix_reads_are_not_kept() {
+        let pool = ThreadPool::new(1).unwrap();
+        let mut rows = Activations::new();
+        rows.fill(&pool, Isa::best(), InputShape { rows: 2, width: 64, keeps_numbers: false }, &|_, to| to.fill(1.0));
+        assert_eq!((rows.values.len(), rows.quants.len()), (0, 4));
+        rows.fill(&pool, Isa::best(), InputShape { rows: 2, width: 40, keeps_numbers: false }, &|_, to| to.fill(1.0));
+        assert_eq!((&rows.values[..], rows.quants.len()), (&[1.0; 80][..], 0));
     }
 
     #[test]

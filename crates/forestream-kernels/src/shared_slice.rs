@@ -18,6 +18,10 @@ impl<'a, T> SharedSlice<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The first element, for parts that are no slices.
     pub(crate) fn start(&self) -> *mut T {
         self.start

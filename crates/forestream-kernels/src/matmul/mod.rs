@@ -9,6 +9,7 @@ mod avx2;
 mod avx512;
 mod dense;
 mod dot;
+mod joined;
 mod portable;
 mod tile;
 
@@ -18,6 +19,8 @@ use crate::packed::PackedMatrix;
 use crate::packed::layout::{TILE_ROWS, with_scheme};
 use crate::shared_slice::SharedSlice;
 use crate::simd::Isa;
+
+pub use joined::{Join, Joined, matmul_join};
 
 use dense::dense_tiles;
 use tile::{TileRange, quantized_tiles};
@@ -32,11 +35,27 @@ const CHUNK_BYTES: usize = 32 * 1024;
 /// # Panics
 /// When widths disagree or `output` has the wrong length.
 pub fn matmul(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedMatrix], output: &mut [f32]) {
+    multiply(pool, isa, input, parts, (output, false));
+}
+
+/// Adds what [`matmul`] gives to `output`.
+///
+/// # Panics
+/// As for [`matmul`].
+pub fn matmul_add(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedMatrix], output: &mut [f32]) {
+    multiply(pool, isa, input, parts, (output, true));
+}
+
+fn multiply(
+    pool: &ThreadPool,
+    isa: Isa,
+    input: &Activations,
+    parts: &[PackedMatrix],
+    (output, is_added): (&mut [f32], bool),
+) {
     let stride: usize = parts.iter().map(PackedMatrix::rows).sum();
     assert_eq!(output.len(), input.rows() * stride, "output of {} rows by {stride}", input.rows());
-    for part in parts {
-        assert_eq!(part.cols(), input.width(), "inputs of the matrix, width of the rows");
-    }
+    check_widths(input, parts);
     let num_tiles: usize = parts.iter().map(PackedMatrix::num_tiles).sum();
     let num_chunks = num_chunks(parts, pool.num_threads());
     let shared = SharedSlice::new(output);
@@ -51,12 +70,18 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: &Activations, parts: &[PackedM
                 let output = shared.start().wrapping_add(first_column + tiles.start * TILE_ROWS);
                 // SAFETY: `output` holds `stride` sums for each row, and a tile's belong to the chunk that computes it.
                 let tiles = unsafe { TileRange::new(part, tiles, output, stride) };
-                multiply_tiles(isa, input, part, tiles);
+                multiply_tiles(isa, input, part, tiles.added(is_added));
             }
             first_tile = end;
             first_column += part.rows();
         }
     });
+}
+
+fn check_widths(input: &Activations, parts: &[PackedMatrix]) {
+    for part in parts {
+        assert_eq!(part.cols(), input.width(), "inputs of the matrix, width of the rows");
+    }
 }
 
 /// Chunks of equal numbers of tiles, as many for each thread.
@@ -65,15 +90,17 @@ fn num_chunks(parts: &[PackedMatrix], num_threads: usize) -> usize {
     num_bytes.div_ceil(CHUNK_BYTES).max(1).next_multiple_of(num_threads)
 }
 
-/// Adds the product of a dense `matrix` and `input`, `[cols]`, to `output`, `[rows]`, on the calling thread: for matrices
-/// too small to share out.
+/// Adds some outputs, `first..`, of the product of a dense `matrix` and `input`, `[cols]`, to `output`, on the calling
+/// thread: for matrices too small to share out.
 ///
 /// # Panics
-/// When lengths disagree or the matrix is quantized.
-pub fn add_product(isa: Isa, input: &[f32], matrix: &PackedMatrix, output: &mut [f32]) {
-    assert_eq!((input.len(), output.len()), (matrix.cols(), matrix.rows()), "input and output of the matrix");
+/// When lengths disagree, the first output does not begin a tile of 16, or the matrix is quantized.
+pub fn add_product(isa: Isa, input: &[f32], matrix: &PackedMatrix, first: usize, output: &mut [f32]) {
+    assert_eq!(input.len(), matrix.cols(), "inputs of the matrix");
+    assert!(first.is_multiple_of(TILE_ROWS) && first + output.len() <= matrix.rows(), "outputs of the matrix");
     assert!(!matrix.format().is_quantized(), "a dense matrix");
-    for (tile_index, output) in output.chunks_mut(TILE_ROWS).enumerate() {
+    for (index, output) in output.chunks_mut(TILE_ROWS).enumerate() {
+        let tile_index = first / TILE_ROWS + index;
         let mut sums = [0.0; TILE_ROWS];
         // SAFETY: one row of one tile, whose 16 sums are here.
         let tiles = unsafe { TileRange::new(matrix, tile_index..tile_index + 1, sums.as_mut_ptr(), 0) };

@@ -1,6 +1,7 @@
 //! Every scheme on every instruction set against dequantized arithmetic, and batch invariance.
 
 use super::*;
+use crate::activations::InputShape;
 use crate::formats::Format;
 use crate::packed::{RowOrder, WeightMemory};
 
@@ -215,8 +216,64 @@ fn a_product_on_one_thread_is_added_to_what_is_there() {
         let expected: Vec<f32> = product(&pool, Isa::PORTABLE, &input, &matrix).iter().map(|x| 3.0 + x).collect();
         for isa in Isa::available() {
             let mut output = vec![3.0; rows];
-            add_product(isa, input.row(0), &matrix[0], &mut output);
+            add_product(isa, input.row(0), &matrix[0], 0, &mut output);
             assert_eq!(output, expected, "{format} on {}", isa.name());
+        }
+    }
+}
+
+/// A packed matrix of pseudo-random weights.
+fn matrix(pool: &ThreadPool, format: Format, [rows, cols]: [usize; 2], seed: u32) -> PackedMatrix {
+    let bytes = weights(format, rows, cols, seed);
+    PackedMatrix::pack(pool, &WeightMemory::new(), format, [rows, cols], &bytes, RowOrder::Same).unwrap()
+}
+
+#[test]
+fn an_added_product_is_the_product_added() {
+    let pool = ThreadPool::new(3).unwrap();
+    for (format, rows) in [(Format::Q4_1, 64), (Format::Q8_0, 37), (Format::F16, 21)] {
+        let parts = [matrix(&pool, format, [rows, 64], 5), matrix(&pool, format, [16, 64], 6)];
+        for isa in Isa::available() {
+            let input = inputs(&pool, isa, 7, 64);
+            let before: Vec<f32> = (0..7 * (rows + 16)).map(|i| i as f32 / 100.0).collect();
+            let mut output = before.clone();
+            matmul_add(&pool, isa, &input, &parts, &mut output);
+            let product = product(&pool, isa, &input, &parts);
+            let expected: Vec<f32> = before.iter().zip(&product).map(|(before, sum)| before + sum).collect();
+            assert_eq!(output, expected, "{format}, {rows} outputs on {}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn joined_products_are_the_products_joined() {
+    let pool = ThreadPool::new(3).unwrap();
+    // 40 columns are no whole number of blocks; 300 rows have more sums than a thread holds at once.
+    for (format, width, num_inputs) in
+        [(Format::Q4_1, 96, 1), (Format::Q4_1, 96, 300), (Format::F16, 96, 5), (Format::Q8_0, 40, 5)]
+    {
+        let parts = [matrix(&pool, format, [width, 32], 1), matrix(&pool, format, [width, 32], 2)];
+        for (isa, keeps_numbers) in Isa::available().into_iter().flat_map(|isa| [(isa, true), (isa, false)]) {
+            let input = inputs(&pool, isa, num_inputs, 32);
+            let difference = |gate: f32, up: f32| gate - 2.0 * up;
+            let mut output = Activations::new();
+            let join = |Joined { columns, sums, to, .. }: Joined<'_>| {
+                let (gate, up) = sums.split_at(columns.len());
+                for (to, (gate, up)) in to.iter_mut().zip(gate.iter().zip(up)) {
+                    *to = difference(*gate, *up);
+                }
+            };
+            matmul_join(&pool, isa, &input, &parts, Join { output: &mut output, keeps_numbers, join: &join });
+            let products = product(&pool, isa, &input, &parts);
+            let mut expected = Activations::new();
+            let shape = InputShape { rows: num_inputs, width, keeps_numbers };
+            expected.fill(&pool, isa, shape, &|row, to| {
+                let (gate, up) = products[row * 2 * width..][..2 * width].split_at(width);
+                for (to, (gate, up)) in to.iter_mut().zip(gate.iter().zip(up)) {
+                    *to = difference(*gate, *up);
+                }
+            });
+            assert_eq!(output, expected, "{format}, {width} columns, {num_inputs} rows on {}", isa.name());
         }
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct TileRange<'a> {
     output: *mut f32,
     /// Outputs of the next row are so many elements further.
     stride: usize,
+    /// Whether sums are added to the outputs, instead of replacing them.
+    is_added: bool,
 }
 
 impl<'a> TileRange<'a> {
@@ -35,7 +37,19 @@ impl<'a> TileRange<'a> {
     /// While the range is in use, the outputs of its tiles, for every row that it is used with, belong to the caller.
     pub(super) unsafe fn new(matrix: &'a PackedMatrix, tiles: Range<usize>, output: *mut f32, stride: usize) -> Self {
         let num_outputs = matrix.rows().min(tiles.end * TILE_ROWS) - tiles.start * TILE_ROWS;
-        Self { bytes: matrix.tile(tiles.start), tile_bytes: matrix.tile_bytes(), num_outputs, output, stride }
+        Self {
+            bytes: matrix.tile(tiles.start),
+            tile_bytes: matrix.tile_bytes(),
+            num_outputs,
+            output,
+            stride,
+            is_added: false,
+        }
+    }
+
+    /// The same tiles, whose sums are added to what the outputs hold.
+    pub(super) fn added(self, is_added: bool) -> Self {
+        Self { is_added, ..self }
     }
 
     /// The same tiles, with the outputs of row `row`.
@@ -59,9 +73,12 @@ impl<'a> TileRange<'a> {
         unsafe {
             let to = self.output.add(row * self.stride + tile_index * TILE_ROWS);
             if len >= TILE_ROWS {
-                V::store(sums, to);
-            } else {
-                to.copy_from_nonoverlapping(V::to_array(sums).as_ptr(), len);
+                V::store(if self.is_added { V::add(V::load(to), sums) } else { sums }, to);
+                return;
+            }
+            let sums = V::to_array(sums);
+            for lane in 0..len {
+                *to.add(lane) = if self.is_added { *to.add(lane) + sums[lane] } else { sums[lane] };
             }
         }
     }

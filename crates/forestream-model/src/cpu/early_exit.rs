@@ -98,7 +98,7 @@ impl CpuModel {
         fill(activations, states);
         exit.change.reduce(&self.pool, self.isa, activations, inner);
         for (row, to) in states.chunks_exact_mut(width).enumerate() {
-            exit.change.add(self.isa, inner, row, to);
+            exit.change.add(self.isa, inner, row, (0, to));
         }
         fill(activations, states);
         let head = self.draft_head();

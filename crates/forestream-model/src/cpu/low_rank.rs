@@ -43,13 +43,24 @@ impl LowRank {
         matmul(pool, isa, inputs, &self.a, inner);
     }
 
-    /// Adds `B (A x)` of row `row` to the `outputs` of its product.
-    pub(super) fn add(&self, isa: Isa, inner: &[f32], row: usize, outputs: &mut [f32]) {
+    /// Whether inputs of [`Self::reduce`] are read as numbers.
+    pub(super) fn reads_numbers(&self) -> bool {
+        !self.a[0].format().is_quantized()
+    }
+
+    /// Adds `B (A x)` of row `row` to some of the outputs of its product, from output `first` on; it begins a tile of 16 of
+    /// each projection.
+    pub(super) fn add(&self, isa: Isa, inner: &[f32], row: usize, (first, outputs): (usize, &mut [f32])) {
         let ranks = self.a[0].rows();
         let mut inner = &inner[row * ranks..(row + 1) * ranks];
+        let end = first + outputs.len();
         for Scaled { b, first_output } in &self.b {
             let (own, others) = inner.split_at(b.cols());
-            add_product(isa, own, b, &mut outputs[*first_output..first_output + b.rows()]);
+            let changed = first.max(*first_output)..end.min(first_output + b.rows());
+            if !changed.is_empty() {
+                let outputs = &mut outputs[changed.start - first..changed.end - first];
+                add_product(isa, own, b, changed.start - first_output, outputs);
+            }
             inner = others;
         }
     }

@@ -16,7 +16,7 @@ mod value_rotation;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use forestream_kernels::{Isa, PackedMatrix, ThreadPool, matmul};
+use forestream_kernels::{InputShape, Isa, PackedMatrix, ThreadPool, matmul};
 
 use crate::streams::Streams;
 use crate::{CacheShape, DecoderConfig, Hidden, KvCache, Model, ModelError, Row};
@@ -111,7 +111,8 @@ impl CpuModel {
         let states = hidden.states(rows);
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let fill = |row: usize, to: &mut [f32]| to.copy_from_slice(&states[row * width..][..width]);
-        workspace.activations.fill(&self.pool, self.isa, [num_rows, width], &fill);
+        let shape = InputShape { rows: num_rows, width, keeps_numbers: !head.format().is_quantized() };
+        workspace.activations.fill(&self.pool, self.isa, shape, &fill);
         logits.resize(num_rows * head.rows(), 0.0);
         matmul(&self.pool, self.isa, &workspace.activations, std::slice::from_ref(head), logits);
     }

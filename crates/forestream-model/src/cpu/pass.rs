@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use forestream_kernels::{
-    Activations, Attention, AttentionScratch, HeadBlocks, PackedMatrix, add_assign, matmul, rms_norm,
-    rms_norm_in_place, rotate_heads, silu_mul,
+    Activations, Attention, AttentionScratch, HeadBlocks, InputShape, Join, Joined, PackedMatrix, add_assign, matmul,
+    matmul_add, matmul_join, rms_norm, rms_norm_in_place, rotate_heads, silu_mul,
 };
 use half::f16;
 
@@ -26,18 +26,14 @@ pub(super) struct Workspace {
     pub(super) residual: Vec<f32>,
     /// Inputs of the next product.
     pub(super) activations: Activations,
+    /// Inputs of `down_proj`, `[rows, intermediate_size]`.
+    gated: Activations,
     /// Queries, keys and values, `[rows, q_len + 2 kv_len]`.
     qkv: Vec<f32>,
-    /// `[kv heads, rows, queries per kv head, head_dim]`.
-    attended: Vec<f32>,
-    /// Where each attention task's part of `attended` ends.
-    task_ends: Vec<usize>,
+    /// Where the rows of each attention task end.
+    tile_ends: Vec<usize>,
     /// Inner products of a low-rank change, `[rows, ranks]`.
     inner: Vec<f32>,
-    /// `gate_proj` and `up_proj` outputs, `[rows, 2 intermediate_size]`.
-    gate_up: Vec<f32>,
-    /// Outputs of `o_proj` and `down_proj`, `[rows, hidden_size]`.
-    projected: Vec<f32>,
     /// Rotation of each row, `[rows, head_dim / 2]`.
     cosines: Vec<f32>,
     sines: Vec<f32>,
@@ -60,12 +56,10 @@ impl Workspace {
             batch: Batch::default(),
             residual: Vec::new(),
             activations: Activations::new(),
+            gated: Activations::new(),
             qkv: Vec::new(),
-            attended: Vec::new(),
-            task_ends: Vec::new(),
+            tile_ends: Vec::new(),
             inner: Vec::new(),
-            gate_up: Vec::new(),
-            projected: Vec::new(),
             cosines: Vec::new(),
             sines: Vec::new(),
             threads: (0..num_threads).map(|_| Mutex::default()).collect(),
@@ -163,8 +157,7 @@ impl<'a, 'r> Pass<'a, 'r> {
             if self.space.batch.len() == 0 {
                 break;
             }
-            self.attend(index);
-            self.add_attention(layer);
+            self.attend(layer, index);
             self.add_mlp(layer);
         }
     }
@@ -226,18 +219,19 @@ impl<'a, 'r> Pass<'a, 'r> {
         }
     }
 
-    /// Fills the activations with the normalized residual stream.
-    fn normalize(&mut self, weight: &[f32]) {
+    /// Fills the activations with the normalized residual stream, for these matrices and their change.
+    fn normalize(&mut self, weight: &[f32], matrices: &[PackedMatrix], change: Option<&LowRank>) {
         let (model, space) = (self.model, &mut *self.space);
         let (width, epsilon) = (model.config.hidden_size, model.config.rms_norm_eps);
         let residual = &space.residual;
-        space.activations.fill(&model.pool, model.isa, [residual.len() / width, width], &|row, to| {
+        let shape = InputShape { rows: residual.len() / width, width, keeps_numbers: reads_numbers(matrices, change) };
+        space.activations.fill(&model.pool, model.isa, shape, &|row, to| {
             rms_norm(model.isa, &residual[row * width..][..width], weight, epsilon, to);
         });
     }
 
     fn project_qkv(&mut self, layer: &Layer) {
-        self.normalize(&layer.input_layernorm);
+        self.normalize(&layer.input_layernorm, &layer.qkv_proj, layer.changes.qkv.as_ref());
         let (model, space) = (self.model, &mut *self.space);
         space.qkv.resize(space.batch.len() * model.qkv_len(), 0.0);
         matmul(&model.pool, model.isa, &space.activations, &layer.qkv_proj, &mut space.qkv);
@@ -253,7 +247,7 @@ impl<'a, 'r> Pass<'a, 'r> {
         let (cosines, sines, inner, turns) = (&space.cosines, &space.sines, &space.inner, self.turns);
         model.pool.for_each_row(&mut space.qkv, model.qkv_len(), &|index, row| {
             if let Some(change) = &layer.changes.qkv {
-                change.add(model.isa, inner, index, row);
+                change.add(model.isa, inner, index, (0, row));
             }
             if let Some(bias) = &layer.qkv_bias {
                 add_assign(model.isa, row, bias);
@@ -289,21 +283,22 @@ impl<'a, 'r> Pass<'a, 'r> {
         space.batch.outputs = outputs;
     }
 
-    /// Attention of every row; a task is one key/value head and one tile of rows of one sequence.
-    fn attend(&mut self, layer_index: usize) {
+    /// Attention of every row, added to the residual stream; a task is one key/value head and one tile of rows of one
+    /// sequence.
+    fn attend(&mut self, layer: &Layer, layer_index: usize) {
         let (model, space, rows) = (self.model, &mut *self.space, &*self.rows);
         let batch = &space.batch;
         let (head_dim, num_kv_heads) = (model.config.head_dim, model.config.num_key_value_heads);
         let group_len = model.q_len() / num_kv_heads;
-        space.attended.resize(batch.len() * model.q_len(), 0.0);
-        space.task_ends.clear();
-        for head in 0..num_kv_heads {
-            let first = head * batch.len();
-            space.task_ends.extend(batch.tiles.iter().map(|(_, rows)| (first + rows.end) * group_len));
-        }
+        space.tile_ends.clear();
+        space.tile_ends.extend(batch.tiles.iter().map(|(_, rows)| rows.end));
         let scale = 1.0 / (head_dim as f32).sqrt();
         let (qkv, threads) = (&space.qkv, &space.threads);
-        model.pool.for_each_part(&mut space.attended, &space.task_ends, &|task, thread, output| {
+        let change = layer.changes.o.as_ref();
+        let shape =
+            InputShape { rows: batch.len(), width: model.q_len(), keeps_numbers: reads_numbers(&layer.o_proj, change) };
+        let tiles = (&space.tile_ends[..], group_len);
+        space.activations.fill_tiles(&model.pool, model.isa, shape, tiles, &|task, thread, output| {
             let (head_index, tile_index) = (task / batch.tiles.len(), task % batch.tiles.len());
             let (sequence_index, tile_rows) = &batch.tiles[tile_index];
             let mut scratch = threads[thread].lock().unwrap_or_else(PoisonError::into_inner);
@@ -318,58 +313,54 @@ impl<'a, 'r> Pass<'a, 'r> {
             let job = Attention { queries, head_dim, visible, scattered: &batch.scattered, blocks: &blocks };
             job.run(model.isa, attention, output);
         });
+        add_projected(model, &space.activations, (&layer.o_proj, change), &mut space.inner, &mut space.residual);
     }
 
-    fn add_attention(&mut self, layer: &Layer) {
-        let (model, space) = (self.model, &mut *self.space);
-        let num_rows = space.batch.len();
-        let group_len = model.q_len() / model.config.num_key_value_heads;
-        let attended = &space.attended;
-        space.activations.fill(&model.pool, model.isa, [num_rows, model.q_len()], &|row, to| {
-            for (head, to) in to.chunks_exact_mut(group_len).enumerate() {
-                to.copy_from_slice(&attended[(head * num_rows + row) * group_len..][..group_len]);
-            }
-        });
-        self.project_and_add(&layer.o_proj, layer.changes.o.as_ref());
-    }
-
+    /// The MLP, added to the residual stream. Gate and up of the same columns meet before they are stored.
     fn add_mlp(&mut self, layer: &Layer) {
-        self.normalize(&layer.post_attention_layernorm);
+        let change = layer.changes.gate_up.as_ref();
+        self.normalize(&layer.post_attention_layernorm, &layer.gate_up_proj, change);
         let (model, space) = (self.model, &mut *self.space);
-        let inner = layer.gate_up_proj[0].rows();
-        let num_rows = space.batch.len();
-        space.gate_up.resize(num_rows * 2 * inner, 0.0);
-        matmul(&model.pool, model.isa, &space.activations, &layer.gate_up_proj, &mut space.gate_up);
-        if let Some(change) = &layer.changes.gate_up {
-            change.reduce(&model.pool, model.isa, &space.activations, &mut space.inner);
-            let inner_products = &space.inner;
-            model.pool.for_each_row(&mut space.gate_up, 2 * inner, &|row, outputs| {
-                change.add(model.isa, inner_products, row, outputs);
-            });
-        }
-        let gate_up = &space.gate_up;
-        space.activations.fill(&model.pool, model.isa, [num_rows, inner], &|row, to| {
-            let (gate, up) = gate_up[row * 2 * inner..][..2 * inner].split_at(inner);
-            silu_mul(model.isa, gate, up, to);
-        });
-        self.project_and_add(&layer.down_proj, layer.changes.down.as_ref());
-    }
-
-    /// Multiplies the activations by `matrix`, with its `change`, and adds the result to the residual stream.
-    fn project_and_add(&mut self, matrix: &[PackedMatrix; 1], change: Option<&LowRank>) {
-        let (model, space) = (self.model, &mut *self.space);
-        let width = model.config.hidden_size;
-        space.projected.resize(space.batch.len() * width, 0.0);
-        matmul(&model.pool, model.isa, &space.activations, matrix, &mut space.projected);
         if let Some(change) = change {
             change.reduce(&model.pool, model.isa, &space.activations, &mut space.inner);
         }
-        let (projected, inner) = (&space.projected, &space.inner);
-        model.pool.for_each_row(&mut space.residual, width, &|row, residual| {
-            add_assign(model.isa, residual, &projected[row * width..][..width]);
-            if let Some(change) = change {
-                change.add(model.isa, inner, row, residual);
-            }
+        let (inner_size, inner) = (layer.gate_up_proj[0].rows(), &space.inner);
+        let down_change = layer.changes.down.as_ref();
+        let join = Join {
+            output: &mut space.gated,
+            keeps_numbers: reads_numbers(&layer.down_proj, down_change),
+            join: &|Joined { row, columns, sums, to }| {
+                let (gate, up) = sums.split_at_mut(columns.len());
+                if let Some(change) = change {
+                    change.add(model.isa, inner, row, (columns.start, gate));
+                    change.add(model.isa, inner, row, (inner_size + columns.start, up));
+                }
+                silu_mul(model.isa, gate, up, to);
+            },
+        };
+        matmul_join(&model.pool, model.isa, &space.activations, &layer.gate_up_proj, join);
+        add_projected(model, &space.gated, (&layer.down_proj, down_change), &mut space.inner, &mut space.residual);
+    }
+}
+
+/// Whether any product with the same inputs reads them as numbers.
+fn reads_numbers(matrices: &[PackedMatrix], change: Option<&LowRank>) -> bool {
+    matrices.iter().any(|matrix| !matrix.format().is_quantized()) || change.is_some_and(LowRank::reads_numbers)
+}
+
+/// Multiplies `inputs` by a matrix, with its change, and adds the result to the residual stream.
+fn add_projected(
+    model: &CpuModel,
+    inputs: &Activations,
+    (matrix, change): (&[PackedMatrix; 1], Option<&LowRank>),
+    inner: &mut Vec<f32>,
+    residual: &mut [f32],
+) {
+    matmul_add(&model.pool, model.isa, inputs, matrix, residual);
+    if let Some(change) = change {
+        change.reduce(&model.pool, model.isa, inputs, inner);
+        model.pool.for_each_row(residual, model.config.hidden_size, &|row, residual| {
+            change.add(model.isa, inner, row, (0, residual));
         });
     }
 }
