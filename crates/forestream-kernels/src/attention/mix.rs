@@ -50,8 +50,13 @@ unsafe fn mix_block<S: Simd, E: Element + Into<f32>>(
         let sums = all.rows(node * per_node, per_node);
         // SAFETY: as above.
         unsafe {
-            add_values::<S, E>(&values[shared * head_dim..contiguous * head_dim], sums.at_key(first_slot + shared));
+            if shared < contiguous {
+                add_values::<S, E>(&values[shared * head_dim..contiguous * head_dim], sums.at_key(first_slot + shared));
+            }
             let scattered = job.scattered_of(visible);
+            if scattered.first().is_none_or(|&first| first as usize >= first_slot + BLOCK_SLOTS) {
+                continue; // as in most blocks of a long text
+            }
             for j in 0..scattered.len() {
                 let lane = (scattered[j] as usize).wrapping_sub(first_slot);
                 if lane < BLOCK_SLOTS {

@@ -233,7 +233,7 @@ use with_len;
 /// How many vectors, at most `most`, a group of `N` queries sums at once, so that the sums stay in registers.
 const fn vectors<S: Simd, const N: usize>(most: usize) -> usize {
     let mut vectors = most;
-    while vectors > 1 && vectors * N > S::MAX_SUMS {
+    while vectors > 1 && vectors * N > S::MAX_ROWS {
         vectors /= 2;
     }
     vectors

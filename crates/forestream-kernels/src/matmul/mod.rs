@@ -94,20 +94,20 @@ fn num_chunks(parts: &[PackedMatrix], num_threads: usize) -> usize {
 /// thread: for matrices too small to share out.
 ///
 /// # Panics
-/// When lengths disagree, the first output does not begin a tile of 16, or the matrix is quantized.
+/// When lengths disagree, the outputs do not begin with a tile of 16 and end with one or the last, or the matrix is
+/// quantized.
 pub fn add_product(isa: Isa, input: &[f32], matrix: &PackedMatrix, first: usize, output: &mut [f32]) {
+    let end = first + output.len();
     assert_eq!(input.len(), matrix.cols(), "inputs of the matrix");
-    assert!(first.is_multiple_of(TILE_ROWS) && first + output.len() <= matrix.rows(), "outputs of the matrix");
+    assert!(end == matrix.rows() || (end < matrix.rows() && end.is_multiple_of(TILE_ROWS)), "whole tiles");
+    assert!(first.is_multiple_of(TILE_ROWS), "whole tiles");
     assert!(!matrix.format().is_quantized(), "a dense matrix");
-    for (index, output) in output.chunks_mut(TILE_ROWS).enumerate() {
-        let tile_index = first / TILE_ROWS + index;
-        let mut sums = [0.0; TILE_ROWS];
-        // SAFETY: one row of one tile, whose 16 sums are here.
-        let tiles = unsafe { TileRange::new(matrix, tile_index..tile_index + 1, sums.as_mut_ptr(), 0) };
-        dense_tiles(isa, matrix.format(), [input], tiles);
-        for (output, sum) in output.iter_mut().zip(&sums) {
-            *output += sum;
-        }
+    if !output.is_empty() {
+        // SAFETY: one row, whose outputs are these.
+        let tiles = unsafe {
+            TileRange::new(matrix, first / TILE_ROWS..end.div_ceil(TILE_ROWS), output.as_mut_ptr(), output.len())
+        };
+        dense_tiles(isa, matrix.format(), [input], tiles.added(true));
     }
 }
 

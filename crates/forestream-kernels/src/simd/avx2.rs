@@ -33,7 +33,6 @@ mod lanes {
         type F32 = Pair;
 
         const MAX_ROWS: usize = 4;
-        const MAX_SUMS: usize = 4;
         const READS_F16: bool = true;
 
         #[inline(always)]

@@ -36,7 +36,6 @@ mod lanes {
         type F32 = __m512;
 
         const MAX_ROWS: usize = 12;
-        const MAX_SUMS: usize = 24;
         const READS_F16: bool = true;
 
         #[inline(always)]

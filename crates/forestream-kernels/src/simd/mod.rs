@@ -30,9 +30,6 @@ pub(crate) trait Simd: Copy {
     /// Rows of activations that a matrix product takes at once: their sums must fit into the registers.
     const MAX_ROWS: usize;
 
-    /// Vectors of sums that fit into the registers beside their operands.
-    const MAX_SUMS: usize;
-
     /// Whether an instruction widens half precision, so that [`Simd::load_f16`] costs hardly more than [`Simd::load`].
     const READS_F16: bool;
 

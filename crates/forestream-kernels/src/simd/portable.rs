@@ -17,7 +17,6 @@ impl Simd for Portable {
     type F32 = [f32; LANES];
 
     const MAX_ROWS: usize = 4;
-    const MAX_SUMS: usize = 4;
     const READS_F16: bool = false;
 
     #[inline(always)]
