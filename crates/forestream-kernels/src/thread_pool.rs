@@ -240,25 +240,6 @@ impl ThreadPool {
             job(row, unsafe { shared.part(row * width..(row + 1) * width) });
         });
     }
-
-    /// Calls `job(part_index, thread_index, part)` for consecutive parts of `data` that end at `ends`.
-    ///
-    /// # Panics
-    /// When `ends` decrease or pass the end of `data`, or if `job` panics.
-    pub fn for_each_part<T: Send>(
-        &self,
-        data: &mut [T],
-        ends: &[usize],
-        job: &(dyn Fn(usize, usize, &mut [T]) + Sync),
-    ) {
-        assert!(ends.is_sorted(), "parts follow each other");
-        let shared = SharedSlice::new(data);
-        self.run(ends.len(), &|part, thread| {
-            let start = if part == 0 { 0 } else { ends[part - 1] };
-            // SAFETY: parts between sorted ends do not overlap.
-            job(part, thread, unsafe { shared.part(start..ends[part]) });
-        });
-    }
 }
 
 impl Drop for ThreadPool {
@@ -411,18 +392,11 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_parts_are_visited_once_each() {
+    fn rows_are_visited_once_each() {
         let pool = ThreadPool::new(3).unwrap();
         let mut data = vec![0_usize; 5000 * 3];
-        pool.for_each_row(&mut data, 3, &|index, row| row.iter_mut().for_each(|x| *x += index));
-        pool.for_each_part(&mut data, &[1, 1, 9000, 15_000], &|index, thread, part| {
-            assert!(thread < 3);
-            for x in part {
-                *x += 10_000 * index;
-            }
-        });
-        let expected = |i: usize| i / 3 + 10_000 * if i < 1 { 0 } else { 2 + usize::from(i >= 9000) };
-        assert!(data.iter().enumerate().all(|(i, &x)| x == expected(i)));
+        pool.for_each_row(&mut data, 3, &|index, row| row.iter_mut().for_each(|x| *x += index + 1));
+        assert!(data.iter().enumerate().all(|(i, &x)| x == i / 3 + 1));
     }
 
     #[test]
