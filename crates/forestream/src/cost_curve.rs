@@ -25,7 +25,7 @@ pub(crate) use measurement::{MeasuredCurve, Supervision};
 use measurement::{SIZES, measure};
 
 /// Counts up when the meaning of the file or the speed of the kernels changes.
-const VERSION: u32 = 10;
+const VERSION: u32 = 11;
 /// Passes over one node without context; the quickest tells how busy the machine is.
 const PLAIN_PASSES: usize = 6;
 /// After so many seconds no further ones are run.

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Attention, BLOCK_SLOTS, GROUP_QUERIES, HeadBlocks, Sweep, vectors, with_len};
+use super::{BLOCK_SLOTS, GROUP_QUERIES, HeadBlocks, Job, Sizes, Sweep, vectors, with_len};
 use crate::simd::{Element, LANES, Simd};
 
 /// Sums of values with `weights`, in path order: block by block, in each its contiguous slots and then its scattered ones.
@@ -17,7 +17,7 @@ impl Sweep for Mix<'_> {
         blocks.block(block_index).1
     }
     #[inline(always)]
-    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Attention<'_>, block_index: usize, block: &[E]) {
+    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Job<'_>, block_index: usize, block: &[E]) {
         // SAFETY: as the caller's.
         unsafe { mix_block::<S, E>(job, block_index, block, self.weights, self.output) };
     }
@@ -26,34 +26,33 @@ impl Sweep for Mix<'_> {
 /// Adds what one block of values, `[32, head_dim]`, gives to each node's queries.
 #[inline(always)]
 unsafe fn mix_block<S: Simd, E: Element + Into<f32>>(
-    job: &Attention<'_>,
+    job: &Job<'_>,
     block_index: usize,
     values: &[E],
     weights: &[f32],
     output: &mut [f32],
 ) {
-    let (head_dim, num_slots, first_slot) = (job.head_dim, job.num_slots(), block_index * BLOCK_SLOTS);
-    let per_node = job.queries_per_node();
-    let num_rows = per_node * job.visible.len();
+    let Job { asked, sizes: Sizes { num_queries, queries_per_node, num_slots, shared_contiguous }, .. } = *job;
+    let (head_dim, first_slot) = (asked.head_dim, block_index * BLOCK_SLOTS);
     assert!(
-        weights.len() == num_rows * num_slots && output.len() == num_rows * head_dim,
-        "weights and sums of all rows"
+        weights.len() == num_queries * num_slots && output.len() == num_queries * head_dim,
+        "weights and sums of all queries"
     );
     let in_block = |contiguous: usize| contiguous.saturating_sub(first_slot).min(BLOCK_SLOTS);
-    let shared = in_block(job.shared_contiguous());
-    let all = Sums { rows: output.as_mut_ptr(), weights: weights.as_ptr(), num_rows, head_dim, num_slots };
+    let shared = in_block(shared_contiguous);
+    let all = Sums { rows: output.as_mut_ptr(), weights: weights.as_ptr(), num_rows: num_queries, head_dim, num_slots };
     // SAFETY: as the caller's; every row has `num_slots` weights.
     unsafe { add_values::<S, E>(&values[..shared * head_dim], all.at_key(first_slot)) };
-    for node in 0..job.visible.len() {
-        let visible = job.visible[node];
+    for node in 0..asked.visible.len() {
+        let visible = asked.visible[node];
         let contiguous = in_block(visible.contiguous);
-        let sums = all.rows(node * per_node, per_node);
+        let sums = all.rows(node * queries_per_node, queries_per_node);
         // SAFETY: as above.
         unsafe {
             if shared < contiguous {
                 add_values::<S, E>(&values[shared * head_dim..contiguous * head_dim], sums.at_key(first_slot + shared));
             }
-            let scattered = job.scattered_of(visible);
+            let scattered = asked.scattered_of(visible);
             if scattered.first().is_none_or(|&first| first as usize >= first_slot + BLOCK_SLOTS) {
                 continue; // as in most blocks of a long text
             }

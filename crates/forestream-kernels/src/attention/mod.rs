@@ -59,6 +59,8 @@ pub struct AttentionScratch {
     widened: Vec<f32>,
     /// Softmax denominators, one per query.
     sums: Vec<f32>,
+    /// [`Job::group_ends`].
+    group_ends: Vec<usize>,
 }
 
 /// What to attend to what.
@@ -91,79 +93,97 @@ impl Attention<'_> {
         assert_eq!(self.queries.len(), output.len(), "queries and results");
         assert!(self.queries.len().is_multiple_of(self.head_dim * self.visible.len().max(1)), "whole queries per node");
         assert!(self.visible.iter().all(|visible| visible.num_keys() > 0), "a node sees itself at least");
-        let num_queries = self.queries.len() / self.head_dim;
-        scratch.weights.resize(self.num_slots() * num_queries, 0.0);
+        let sizes = self.sizes();
+        scratch.group_ends.clear();
+        scratch.group_ends.extend((0..sizes.num_queries).step_by(GROUP_QUERIES).map(|first| {
+            let last = sizes.num_queries.min(first + GROUP_QUERIES) - 1;
+            let nodes = &self.visible[first / sizes.queries_per_node..=last / sizes.queries_per_node];
+            nodes.iter().map(|&visible| self.end(visible)).max().unwrap_or(0)
+        }));
+        scratch.weights.resize(sizes.num_slots * sizes.num_queries, 0.0);
         scratch.widened.resize(self.head_dim * BLOCK_SLOTS, 0.0);
-        scratch.sums.resize(num_queries, 0.0);
+        scratch.sums.resize(sizes.num_queries, 0.0);
+        let AttentionScratch { weights, widened, sums, group_ends } = scratch;
+        let job = Job { asked: self, sizes, group_ends };
         dispatch!(isa, attend(
-            job: Attention<'_> = self, scratch: &mut AttentionScratch = scratch, output: &mut [f32] = output));
+            job: Job<'_> = job, buffers: Buffers<'_> = Buffers { weights, widened, sums }, output: &mut [f32] = output));
     }
 
-    /// What a query sees.
-    fn visible_to(&self, query_index: usize) -> Visible {
-        self.visible[query_index / self.queries_per_node()]
-    }
-
-    fn queries_per_node(&self) -> usize {
-        self.queries.len() / self.head_dim / self.visible.len()
-    }
-
-    /// Slots `0..` this are seen by every node.
-    fn shared_contiguous(&self) -> usize {
-        self.visible.iter().map(|visible| visible.contiguous).min().unwrap_or(0)
+    fn sizes(&self) -> Sizes {
+        let num_queries = self.queries.len() / self.head_dim;
+        let ends = self.visible.iter().map(|&visible| self.end(visible));
+        Sizes {
+            num_queries,
+            queries_per_node: num_queries / self.visible.len().max(1),
+            num_slots: ends.max().unwrap_or(0).next_multiple_of(BLOCK_SLOTS),
+            shared_contiguous: self.visible.iter().map(|visible| visible.contiguous).min().unwrap_or(0),
+        }
     }
 
     fn scattered_of(&self, visible: Visible) -> &[u32] {
         &self.scattered[visible.first_scattered..][..visible.num_scattered]
     }
 
-    /// One past the last slot that any of `len` queries sees.
-    fn last_end(&self, first_query: usize, len: usize) -> usize {
-        let mut end = 0;
-        for query in first_query..first_query + len {
-            end = end.max(self.end(self.visible_to(query)));
-        }
-        end
-    }
-
     /// One past the last slot that a node sees.
     fn end(&self, visible: Visible) -> usize {
         self.scattered_of(visible).last().map_or(visible.contiguous, |&slot| slot as usize + 1)
     }
+}
 
+/// What is asked for, with what every block of the cache needs to know of it.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    asked: Attention<'a>,
+    sizes: Sizes,
+    /// One past the last slot that any query of each group sees.
+    group_ends: &'a [usize],
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    num_queries: usize,
+    queries_per_node: usize,
     /// Slots up to the last visible one, rounded up to whole blocks.
-    fn num_slots(&self) -> usize {
-        let ends = self.visible.iter().map(|&visible| self.end(visible));
-        ends.max().unwrap_or(0).next_multiple_of(BLOCK_SLOTS)
-    }
+    num_slots: usize,
+    /// Slots `0..` this are seen by every node.
+    shared_contiguous: usize,
+}
+
+/// [`AttentionScratch`], sized for a job.
+struct Buffers<'a> {
+    weights: &'a mut [f32],
+    widened: &'a mut [f32],
+    sums: &'a mut [f32],
 }
 
 #[inline(always)]
-unsafe fn attend<S: Simd>(job: Attention<'_>, scratch: &mut AttentionScratch, output: &mut [f32]) {
-    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
-    let num_queries = job.queries.len() / head_dim;
+unsafe fn attend<S: Simd>(job: Job<'_>, buffers: Buffers<'_>, output: &mut [f32]) {
+    let Buffers { weights, widened, sums } = buffers;
+    let Job { asked, sizes: Sizes { num_slots, num_queries, queries_per_node, .. }, .. } = job;
     // SAFETY: called through `dispatch!`; `run` has sized the buffers.
     unsafe {
         if num_slots > 0 {
-            prefetch(job.blocks.block(0).1); // values come right after the keys
+            prefetch(asked.blocks.block(0).1); // values come right after the keys
         }
-        sweep::<S, _>(&job, &mut scratch.widened, &mut Scores(&mut scratch.weights));
-        for query in 0..num_queries {
-            let visible = job.visible_to(query);
-            let weights = &mut scratch.weights[query * num_slots..][..num_slots];
-            let scattered = job.scattered_of(visible);
-            for j in 0..scattered.len() {
-                weights[visible.contiguous + j] = weights[scattered[j] as usize]; // from slots to path order
+        sweep::<S, _>(&job, widened, &mut Scores(weights));
+        let mut query = 0;
+        for &visible in asked.visible {
+            let scattered = asked.scattered_of(visible);
+            for _ in 0..queries_per_node {
+                let weights = &mut weights[query * num_slots..][..num_slots];
+                for j in 0..scattered.len() {
+                    weights[visible.contiguous + j] = weights[scattered[j] as usize]; // from slots to path order
+                }
+                sums[query] = softmax_numerators::<S>(&mut weights[..visible.num_keys()]);
+                query += 1;
             }
-            scratch.sums[query] = softmax_numerators::<S>(&mut weights[..visible.num_keys()]);
         }
         output.fill(0.0);
-        let mut mix = Mix { weights: &scratch.weights, output };
-        sweep::<S, _>(&job, &mut scratch.widened, &mut mix);
+        sweep::<S, _>(&job, widened, &mut Mix { weights, output });
         for query in 0..num_queries {
-            let factor = 1.0 / scratch.sums[query];
-            let row = &mut output[query * head_dim..][..head_dim];
-            for channel in 0..head_dim {
+            let factor = 1.0 / sums[query];
+            let row = &mut output[query * asked.head_dim..][..asked.head_dim];
+            for channel in 0..asked.head_dim {
                 row[channel] *= factor;
             }
         }
@@ -177,18 +197,19 @@ trait Sweep {
 
     /// # Safety
     /// As for [`Simd`]; `run` has sized the buffers for `job`.
-    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Attention<'_>, block_index: usize, block: &[E]);
+    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Job<'_>, block_index: usize, block: &[E]);
 }
 
 /// Goes over all blocks, and asks for each while the one before is worked on; `widened` has room for one.
 #[inline(always)]
-unsafe fn sweep<S: Simd, W: Sweep>(job: &Attention<'_>, widened: &mut [f32], work: &mut W) {
-    let num_blocks = job.num_slots() / BLOCK_SLOTS;
+unsafe fn sweep<S: Simd, W: Sweep>(job: &Job<'_>, widened: &mut [f32], work: &mut W) {
+    let Attention { blocks, head_dim, .. } = job.asked;
+    let num_blocks = job.sizes.num_slots / BLOCK_SLOTS;
     for block_index in 0..num_blocks {
-        let block = W::half(job.blocks, block_index);
-        assert_eq!(block.len(), job.head_dim * BLOCK_SLOTS, "a block has the keys or values of all its slots");
+        let block = W::half(blocks, block_index);
+        assert_eq!(block.len(), head_dim * BLOCK_SLOTS, "a block has the keys or values of all its slots");
         if block_index + 1 < num_blocks {
-            prefetch(W::half(job.blocks, block_index + 1));
+            prefetch(W::half(blocks, block_index + 1));
         }
         // SAFETY: called through `dispatch!`; `run` has sized the buffers.
         unsafe {

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Attention, BLOCK_SLOTS, GROUP_QUERIES, HeadBlocks, Sweep, vectors, with_len};
+use super::{BLOCK_SLOTS, GROUP_QUERIES, HeadBlocks, Job, Sizes, Sweep, vectors, with_len};
 use crate::simd::{Element, LANES, Simd};
 
 /// Scores of every query against every slot up to the last one that it or a neighbour sees, `[queries, slots]`.
@@ -14,7 +14,7 @@ impl Sweep for Scores<'_> {
         blocks.block(block_index).0
     }
     #[inline(always)]
-    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Attention<'_>, block_index: usize, block: &[E]) {
+    unsafe fn block<S: Simd, E: Element + Into<f32>>(&mut self, job: &Job<'_>, block_index: usize, block: &[E]) {
         // SAFETY: as the caller's.
         unsafe { score_queries::<S, E>(job, block_index, block, self.0) };
     }
@@ -22,23 +22,22 @@ impl Sweep for Scores<'_> {
 
 /// Scores of the queries against one block, `[head_dim, 32]`.
 #[inline(always)]
-unsafe fn score_queries<S: Simd, E: Element>(job: &Attention<'_>, block_index: usize, keys: &[E], weights: &mut [f32]) {
-    let (head_dim, num_slots) = (job.head_dim, job.num_slots());
-    let num_queries = job.queries.len() / head_dim;
-    let first_slot = block_index * BLOCK_SLOTS;
-    let mut query = 0;
-    while query < num_queries {
-        let len = GROUP_QUERIES.min(num_queries - query);
-        if job.last_end(query, len) > first_slot {
-            // SAFETY: as the caller's; each query has a row of weights.
-            unsafe {
-                let queries = job.queries.as_ptr().add(query * head_dim);
-                let scores = weights.as_mut_ptr().add(query * num_slots + first_slot);
-                let (queries, scores) = ((queries, head_dim), (scores, num_slots));
-                with_len!(len, N => score_block::<S, E, N>(keys, queries, scores));
-            }
+unsafe fn score_queries<S: Simd, E: Element>(job: &Job<'_>, block_index: usize, keys: &[E], weights: &mut [f32]) {
+    let Job { asked, sizes: Sizes { num_queries, num_slots, .. }, group_ends } = *job;
+    let (head_dim, first_slot) = (asked.head_dim, block_index * BLOCK_SLOTS);
+    for group in 0..group_ends.len() {
+        if group_ends[group] <= first_slot {
+            continue;
         }
-        query += len;
+        let query = group * GROUP_QUERIES;
+        let len = GROUP_QUERIES.min(num_queries - query);
+        // SAFETY: as the caller's; each query has a row of weights.
+        unsafe {
+            let queries = asked.queries.as_ptr().add(query * head_dim);
+            let scores = weights.as_mut_ptr().add(query * num_slots + first_slot);
+            let (queries, scores) = ((queries, head_dim), (scores, num_slots));
+            with_len!(len, N => score_block::<S, E, N>(keys, queries, scores));
+        }
     }
 }
 

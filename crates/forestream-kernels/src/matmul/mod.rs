@@ -29,6 +29,9 @@ use tile::{TileRange, quantized_tiles};
 /// of rows pass over them.
 const CHUNK_BYTES: usize = 32 * 1024;
 
+/// Most rows of a group of another length than [`Simd::MAX_ROWS`](crate::simd::Simd::MAX_ROWS).
+const MAX_EQUAL_ROWS: usize = 8;
+
 /// Multiplies `input`, `[rows, cols]`, by the matrices of `parts`, whose output rows follow each other in `output`,
 /// `[rows, total output rows]`.
 ///
@@ -132,9 +135,14 @@ fn multiply_tiles(isa: Isa, input: &Activations, part: &PackedMatrix, tiles: Til
     }
 }
 
-/// How many rows to take at once, of `remaining`.
+/// How many rows to take at once, of `remaining`: as many as the registers hold while that leaves another such group or
+/// nothing, then equal groups, since rows share the unpacking of weights and a small group has little to share it with.
 fn group_len(isa: Isa, remaining: usize) -> usize {
-    [12, 8, 7, 6, 5, 4, 3, 2, 1].into_iter().find(|&len| len <= isa.max_rows().min(remaining)).unwrap_or(1)
+    let most = isa.max_rows();
+    if remaining == most || remaining >= 2 * most {
+        return most;
+    }
+    remaining.div_ceil(remaining.div_ceil(most.min(MAX_EQUAL_ROWS)))
 }
 
 /// Multiplies `N` rows of activations from `row` on.

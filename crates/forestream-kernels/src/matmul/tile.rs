@@ -12,7 +12,7 @@ use crate::prefetch::{LINE_BYTES, prefetch_line};
 use crate::simd::{Isa, Simd, dispatch};
 
 /// How far ahead of its use a block is asked for.
-const PREFETCH_BYTES: usize = 4096;
+const PREFETCH_BYTES: usize = 8192;
 
 /// Consecutive tiles of a matrix, and where their sums go.
 #[derive(Clone, Copy)]
