@@ -1,12 +1,11 @@
 //! Passes over made-up trees and prompts, for measuring: what a round does to the model, without its decisions.
 
-use forestream_decode::strategies::Streaming;
+use forestream_decode::strategies::{Streaming, StreamingOptions, TreeShape};
 use forestream_decode::{DecodeError, Draft, DraftRequest, Drafter, Limits, Random, VerifiedRound};
 use forestream_model::{Hidden, KvCache, Model, NodeId, Outputs, Row, TokenId, TokenTree};
 
-/// What nodes of a draft have to be worth while drafting is measured, as on a machine where a further node costs a tenth of a
-/// pass.
-const TYPICAL_MIN_SCORE: f32 = 0.1;
+/// Nodes of a draft while drafting is measured, root included, about as many as pay.
+const TYPICAL_NODES: usize = 8;
 
 /// Verification passes over trees of any size behind a filled cache, as a round makes them; nothing is committed.
 pub(crate) struct TreePasses<'m> {
@@ -24,7 +23,10 @@ impl<'m> TreePasses<'m> {
     /// If a pass fails.
     pub(crate) fn new(model: &'m dyn Model, depth: usize, max_nodes: usize) -> Result<Self, DecodeError> {
         let (cache, hidden) = (model.new_cache(depth + max_nodes), Hidden::new());
-        let mut this = Self { model, cache, hidden, logits: Vec::new(), drafter: Streaming::default() };
+        // After made-up tokens streams are sure of nothing, and a tree of probable nodes would end at once.
+        let tree = TreeShape::Static { top_k: 1 };
+        let drafter = Streaming::new(StreamingOptions { tree, ..StreamingOptions::default() });
+        let mut this = Self { model, cache, hidden, logits: Vec::new(), drafter };
         if depth > 0 {
             this.fill(depth)?;
         }
@@ -82,7 +84,7 @@ impl TreePasses<'_> {
         let vocab_size = self.model.config().vocab_size;
         let context = some_tokens(2, vocab_size);
         let mut draft = Draft::new(context[1]);
-        let limits = Limits { max_nodes: 16, max_depth: num_streams, vocab_size, min_score: TYPICAL_MIN_SCORE };
+        let limits = Limits { max_nodes: TYPICAL_NODES, max_depth: num_streams, vocab_size, min_score: 0.0 };
         let mut request = DraftRequest {
             target: self.model,
             cache: &mut self.cache,
