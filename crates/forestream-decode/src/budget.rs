@@ -137,6 +137,39 @@ impl CostCurve {
     }
 }
 
+/// What the nodes of a sequence cost while its draft grows, as if it were alone in the pass: others make them dearer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Price<'a> {
+    /// What passes cost.
+    pub(crate) cost: &'a CostCurve,
+    /// What the draft has cost already.
+    pub(crate) draft_seconds: f64,
+}
+
+impl Price<'_> {
+    /// Tokens per second with the best of the nodes of these falling `scores`, root included.
+    pub(crate) fn best_rate(self, scores: &[f32]) -> f64 {
+        let mut tokens = 0.0;
+        let rates = scores.iter().zip(1..).map(|(&score, nodes)| {
+            tokens += f64::from(score);
+            self.rate(tokens, nodes)
+        });
+        rates.fold(0.0, f64::max)
+    }
+
+    /// Whether nodes of at most `score`, however many, can make a better rate than `best` with the best of those of `scores`.
+    pub(crate) fn can_pay(self, scores: &[f32], score: f32, best: f64) -> bool {
+        let nodes = scores.partition_point(|&other| other >= score);
+        let tokens: f64 = scores[..nodes].iter().copied().map(f64::from).sum();
+        (1..=self.cost.max_nodes().saturating_sub(nodes))
+            .any(|more| self.rate(tokens + more as f64 * f64::from(score), nodes + more) > best)
+    }
+
+    fn rate(self, tokens: f64, nodes: usize) -> f64 {
+        tokens / (self.draft_seconds + self.cost.seconds(nodes))
+    }
+}
+
 /// What a pass has without the nodes that may be chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PassBase {

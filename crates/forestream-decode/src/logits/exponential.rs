@@ -3,6 +3,8 @@
 //! The system's `exp` differs between platforms in the last bit, which could change a drawn token. Only additions and
 //! multiplications are used, so the compiler vectorizes it. Range reduction and coefficients: Cephes `expf`.
 
+use super::LANES;
+
 /// Below this the result is zero (the true value is below the smallest normal number).
 const LOWEST: f32 = -87.0;
 /// 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits.
@@ -28,6 +30,18 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x > LOWEST { mantissa * scale } else { 0.0 }
 }
 
+/// The sum of `e^(logit - largest)`, in a fixed order; what is no number adds nothing.
+pub(crate) fn sum_of_exponentials(logits: &[f32], largest: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (blocks, rest) = logits.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, &logit) in lanes.iter_mut().zip(block) {
+            *lane += exp(logit - largest);
+        }
+    }
+    lanes.into_iter().chain(rest.iter().map(|&logit| exp(logit - largest))).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +55,17 @@ mod tests {
             let expected = f64::from(x).exp();
             let error = (f64::from(exp(x)) - expected).abs() / expected;
             assert!(error < 2e-7, "{x}: {error}");
+        }
+    }
+
+    #[test]
+    fn exponentials_of_any_number_of_logits_are_summed() {
+        for len in [0, 1, 15, 16, 17, 100] {
+            let mut logits: Vec<f32> = (0..len).map(|i| -((i * 7 % 13) as f32) / 2.0).collect();
+            let exact: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+            logits.push(f32::NAN);
+            let sum = f64::from(sum_of_exponentials(&logits, 0.0));
+            assert!((sum - exact).abs() <= 1e-6 * exact, "{len}: {sum} for {exact}");
         }
     }
 }

@@ -11,15 +11,15 @@
 //! fall along every path, so a node that the budget drops among those of its depth and above has no descendant that it keeps.
 //! Source: Speculative Streaming (arXiv 2402.11131); best-first trees: `DDTree` (arXiv 2604.12989); `docs/speculative-streaming.md`.
 
-use std::ops::RangeInclusive;
-
 use forestream_model::streams::{Anchor, Calibration, Streams};
 use forestream_model::{Hidden, NodeId, Outputs, Pruning, Row, TokenId, TokenTree};
 
 use super::{Requires, Resources, Strategy};
+use crate::budget::Price;
 use crate::draft::{AwaitedStreams, DraftRequest, UnverifiedPass, VerifiedRound};
+use crate::logits::{exponential::sum_of_exponentials, max};
 use crate::worth::Worth;
-use crate::{DecodeError, Draft, Drafter, Limits};
+use crate::{CostCurve, DecodeError, Draft, Drafter, Limits};
 
 pub(super) static STRATEGY: Strategy = Strategy {
     name: "streaming",
@@ -84,9 +84,10 @@ const MAX_CHILDREN: usize = 8;
 const MAX_PARENTS: usize = 6;
 /// Less probable nodes are not worth looking at.
 const MIN_SCORE: f32 = 0.02;
-/// Logits this far below the best one add nothing to a probability that matters (e^-14 is below one in a million). Their
-/// columns are proposed only where a static tree has to be filled.
-const NEGLIGIBLE: f32 = 14.0;
+/// Nor are tokens of a lower probability after their parent, before calibration.
+const NEGLIGIBLE: f32 = 1e-4;
+/// Columns that are looked at together.
+const BLOCK: usize = 32;
 
 /// Drafts from the streams of the last accepted node.
 #[derive(Debug)]
@@ -178,8 +179,15 @@ impl Streaming {
         self.is_waiting = true;
     }
 
-    /// Grows the tree depth by depth from `logits`, `[streams, draft_vocabulary]`.
-    fn grow(&mut self, streams: &dyn Streams, logits: &[f32], limits: Limits, draft: &mut Draft) {
+    /// Grows the tree depth by depth from `logits`, `[streams, draft_vocabulary]`, as far as nodes can pay where passes have a
+    /// `price`.
+    fn grow(
+        &mut self,
+        streams: &dyn Streams,
+        logits: &[f32],
+        (limits, price): (Limits, Option<Price<'_>>),
+        draft: &mut Draft,
+    ) {
         self.parents.clear();
         self.parents.push(Parent { node: NodeId::ROOT, token: draft.tree().token(NodeId::ROOT), score: 1.0 });
         self.kept_scores.clear();
@@ -190,19 +198,23 @@ impl Streaming {
         };
         let limits = Limits { min_score, ..limits };
         for (stream_index, own) in logits.chunks_exact(streams.draft_vocabulary().len()).enumerate() {
-            self.find_children(streams, stream_index, own, limits);
-            self.add_children(limits.max_nodes, draft);
+            if let Some(price) = price.filter(|_| self.options.tree == TreeShape::BestFirst) {
+                let best = price.best_rate(&self.kept_scores);
+                self.parents.retain(|parent| price.can_pay(&self.kept_scores, parent.score, best));
+            }
             if self.parents.is_empty() {
                 break;
             }
+            self.find_children(streams, stream_index, own, limits);
+            self.add_children(limits.max_nodes, draft);
         }
     }
 
     /// Finds what all parents of one depth propose; `own` are the logits of its stream.
     fn find_children(&mut self, streams: &dyn Streams, stream_index: usize, own: &[f32], limits: Limits) {
-        let num_children = match self.options.tree {
-            TreeShape::BestFirst => 0..=MAX_CHILDREN,
-            TreeShape::Static { top_k } => top_k..=top_k,
+        let wanted = match self.options.tree {
+            TreeShape::BestFirst => (MAX_CHILDREN, NEGLIGIBLE),
+            TreeShape::Static { top_k } => (top_k, 0.0),
         };
         let vocabulary = streams.draft_vocabulary();
         let calibration = streams.adapter().calibration.get(stream_index).copied().unwrap_or_default();
@@ -215,7 +227,7 @@ impl Streaming {
                 0 => &[],
                 _ => &self.parent_logits[index * vocabulary.len()..][..vocabulary.len()],
             };
-            let log_sum = find_proposals([own, added], &num_children, &mut self.sums, &mut self.proposals);
+            let log_sum = find_proposals([own, added], wanted, &mut self.sums, &mut self.proposals);
             for proposal in &self.proposals {
                 let score = parent.score * probability(*proposal, log_sum, calibration);
                 if score < limits.min_score {
@@ -286,7 +298,8 @@ impl Drafter for Streaming {
         draft.add_seconds(request.cost.map_or(0.0, |cost| cost.draft_seconds(num_rows)));
         let mut logits = std::mem::take(&mut self.fused_logits);
         streams.stream_logits(&self.states, first..first + num_streams, &mut logits);
-        self.grow(streams, &logits, request.limits, draft);
+        let price = request.cost.map(|cost| Price { cost, draft_seconds: draft.seconds() });
+        self.grow(streams, &logits, (request.limits, price), draft);
         self.fused_logits = logits;
         Ok(())
     }
@@ -304,7 +317,9 @@ impl Drafter for Streaming {
     ) -> Result<(), DecodeError> {
         self.is_waiting = false;
         if let Some(streams) = request.target.streams() {
-            self.grow(streams, logits, request.limits, draft);
+            let draft_seconds = |cost: &CostCurve| cost.draft_seconds(self.chain.len());
+            let price = request.cost.map(|cost| Price { cost, draft_seconds: draft_seconds(cost) });
+            self.grow(streams, logits, (request.limits, price), draft);
         }
         Ok(())
     }
@@ -341,12 +356,11 @@ impl Drafter for Streaming {
     }
 }
 
-/// Sums the logits and finds the best columns, best first; returns the logarithm of the sum of exponentials.
-///
-/// Finds `num_children` columns: at most its end; negligible ones only up to its start.
+/// Sums the logits and finds the `num_children` best columns, best first, fewer where others are less probable than `floor`;
+/// returns the logarithm of the sum of exponentials.
 fn find_proposals(
     [own, added]: [&[f32]; 2],
-    num_children: &RangeInclusive<usize>,
+    (num_children, floor): (usize, f32),
     sums: &mut Vec<f32>,
     proposals: &mut Vec<Proposal>,
 ) -> f32 {
@@ -356,40 +370,31 @@ fn find_proposals(
     } else {
         sums.extend(own.iter().zip(added).map(|(own, added)| own + added));
     }
-    let largest = largest(sums);
-    proposals.clear();
-    let mut sum = 0.0;
-    for (column, &logit) in sums.iter().enumerate() {
-        if logit > largest - NEGLIGIBLE {
-            sum += (logit - largest).exp();
-            proposals.push(Proposal { column: column as u32, logit });
-        }
-    }
-    let by_logit = |a: &Proposal, b: &Proposal| b.logit.total_cmp(&a.logit).then(a.column.cmp(&b.column));
-    if proposals.len() < *num_children.start() {
-        let columns = (0..).zip(sums.iter()).map(|(column, &logit)| Proposal { column, logit });
-        proposals.clear();
-        proposals.extend(columns.filter(|proposal| proposal.logit <= largest)); // not-a-number is none
-    }
-    let max_children = *num_children.end();
-    if proposals.len() > max_children {
-        proposals.select_nth_unstable_by(max_children, by_logit);
-        proposals.truncate(max_children);
-    }
-    proposals.sort_unstable_by(by_logit);
-    largest + f32::ln(sum)
+    let largest = max(sums);
+    let log_sum = largest + sum_of_exponentials(sums, largest).ln();
+    find_best(sums, num_children, log_sum + floor.ln(), proposals);
+    log_sum
 }
 
-/// The largest number, in eight lanes so that the compiler can use vector instructions.
-fn largest(numbers: &[f32]) -> f32 {
-    let (blocks, rest) = numbers.as_chunks::<8>();
-    let mut lanes = [f32::NEG_INFINITY; 8];
-    for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane = if x > *lane { x } else { *lane };
+/// The `count` best columns, of equal ones the first, without those below `floor`.
+fn find_best(logits: &[f32], count: usize, mut floor: f32, best: &mut Vec<Proposal>) {
+    let by_logit = |a: &Proposal, b: &Proposal| b.logit.total_cmp(&a.logit).then(a.column.cmp(&b.column));
+    best.clear();
+    for (block, first) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        // Nearly all blocks have nothing to offer; asked without a jump, that takes vector instructions.
+        if !block.iter().fold(false, |any, &logit| any | (logit >= floor)) {
+            continue;
+        }
+        let proposals = (first..).zip(block).map(|(column, &logit)| Proposal { column, logit });
+        best.extend(proposals.filter(|proposal| proposal.logit >= floor));
+        if best.len() > count + BLOCK {
+            best.select_nth_unstable_by(count, by_logit);
+            best.truncate(count);
+            floor = best.iter().fold(f32::INFINITY, |least, proposal| least.min(proposal.logit));
         }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |largest, &x| if x > largest { x } else { largest })
+    best.sort_unstable_by(by_logit);
+    best.truncate(count);
 }
 
 /// How probably the target agrees, given that it has agreed so far.

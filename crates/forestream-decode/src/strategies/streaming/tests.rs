@@ -3,6 +3,7 @@
 use forestream_model::Model;
 
 use super::*;
+use crate::budget::PassBase;
 use crate::random::mix;
 use crate::testing::FakeModel;
 use crate::{Budget, CostCurve, Round, Sequence, SequenceOptions};
@@ -22,7 +23,15 @@ fn stream_logits(model: &FakeModel, num_streams: usize, seed: u64) -> Vec<f32> {
 fn grown(model: &FakeModel, tree: TreeShape, logits: &[f32], limits: Limits) -> Draft {
     let mut drafter = Streaming::new(StreamingOptions { tree, ..StreamingOptions::default() });
     let mut draft = Draft::new(ROOT);
-    drafter.grow(model, logits, limits, &mut draft);
+    drafter.grow(model, logits, (limits, None), &mut draft);
+    draft
+}
+
+/// A best-first tree after [`ROOT`] that knows what passes and its own draft cost.
+fn grown_at_a_price(model: &FakeModel, logits: &[f32], cost: &CostCurve, draft_seconds: f64) -> Draft {
+    let mut draft = Draft::new(ROOT);
+    let limits = Limits { max_nodes: cost.max_nodes(), ..WIDE };
+    Streaming::default().grow(model, logits, (limits, Some(Price { cost, draft_seconds })), &mut draft);
     draft
 }
 
@@ -41,7 +50,7 @@ fn kept(draft: &Draft, limits: Limits) -> Vec<(Vec<TokenId>, f32)> {
 fn proposals_are_the_best_columns_of_the_sum() {
     let own: Vec<f32> = (0..100).map(|column| (column * 37 % 100) as f32 * 0.1).collect();
     let (mut sums, mut proposals) = (Vec::new(), Vec::new());
-    let log_sum = find_proposals([&own, &[]], &(0..=MAX_CHILDREN), &mut sums, &mut proposals);
+    let log_sum = find_proposals([&own, &[]], (MAX_CHILDREN, NEGLIGIBLE), &mut sums, &mut proposals);
     let exact = own.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
     assert!((f64::from(log_sum) - exact).abs() < 1e-4, "{log_sum}, {exact}");
     assert_eq!(proposals.len(), MAX_CHILDREN);
@@ -50,10 +59,10 @@ fn proposals_are_the_best_columns_of_the_sum() {
 
     let mut added = vec![0.0; 100];
     added[3] = 40.0;
-    find_proposals([&own, &added], &(0..=MAX_CHILDREN), &mut sums, &mut proposals);
+    find_proposals([&own, &added], (MAX_CHILDREN, NEGLIGIBLE), &mut sums, &mut proposals);
     assert_eq!(proposals[0].column, 3);
     assert_eq!(proposals.len(), 1, "the others are negligible");
-    find_proposals([&own, &added], &(4..=4), &mut sums, &mut proposals);
+    find_proposals([&own, &added], (4, 0.0), &mut sums, &mut proposals);
     let columns: Vec<u32> = proposals.iter().map(|proposal| proposal.column).collect();
     assert_eq!(columns, [3, 27, 54, 81], "four are proposed all the same");
 }
@@ -218,6 +227,38 @@ fn dynamic_programming_finds_no_better_subtree() {
             assert!((total - best).abs() < 1e-4, "{sharpness} {seed}, {max_nodes} nodes: {total} for {best}");
         }
     }
+}
+
+/// How many nodes the budget keeps of `draft`, root included, and what they promise.
+fn paid(draft: &Draft, cost: &CostCurve, draft_seconds: f64) -> (usize, f32) {
+    let mut scores: Vec<f32> = draft.tree().node_ids().skip(1).map(|node| draft.score(node)).collect();
+    scores.sort_by(|a, b| b.total_cmp(a));
+    let base = PassBase { nodes: 1, tokens: 1, seconds: draft_seconds };
+    let count = cost.best_count(base, scores.iter().copied());
+    (1 + count, scores[..count].iter().sum())
+}
+
+#[test]
+fn only_nodes_that_may_pay_get_children_and_the_budget_misses_none() {
+    let (mut num_nodes, mut num_whole) = (0, 0);
+    let flat_then_steep: &[_] = &[(1, 1.0), (4, 1.05), (32, 6.0)];
+    for points in [&[(1, 1.0), (32, 1.5)], &[(1, 1.0), (32, 8.0)], flat_then_steep, &[(1, 1.0), (2, 2.0), (32, 64.0)]] {
+        let cost = CostCurve::new(points).unwrap();
+        for (sharpness, seed) in [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 4), (6.0, 5), (18.0, 6)] {
+            let model = FakeModel::new(40, sharpness);
+            let logits = stream_logits(&model, 4, seed);
+            for draft_seconds in [0.0, 0.3, 2.0] {
+                let limits = Limits { max_nodes: cost.max_nodes(), ..WIDE };
+                let whole = grown(&model, TreeShape::BestFirst, &logits, limits);
+                let draft = grown_at_a_price(&model, &logits, &cost, draft_seconds);
+                let [expected, got] = [&whole, &draft].map(|draft| paid(draft, &cost, draft_seconds));
+                assert_eq!(got, expected, "{points:?} {sharpness} {draft_seconds}");
+                num_nodes += draft.tree().len();
+                num_whole += whole.tree().len();
+            }
+        }
+    }
+    assert!(4 * num_nodes < 3 * num_whole, "{num_nodes} of {num_whole} nodes");
 }
 
 /// A sequence whose streams run in fused passes, and the rounds that draft for it where drafts take `draft_seconds`.
