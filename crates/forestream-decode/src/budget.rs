@@ -1,17 +1,24 @@
 //! The cost model: how many draft nodes are worth verifying in a pass.
 //!
-//! A pass over n nodes takes t(n) seconds, measured once per machine and model. With the drafts' nodes in falling order
+//! A pass over n nodes takes t(n) seconds, measured once per machine and model, and followed while decoding (`pace.rs`). With the drafts' nodes in falling order
 //! of their acceptance probability, a pass that verifies the best B of them emits `1 + sum of the B probabilities` tokens
 //! on average; the B of the highest rate is taken. B = 0 is plain decoding. Several sequences share one ranking.
 
+use std::sync::Arc;
+
 use crate::round::active;
-use crate::{DecodeError, Sequence};
+use crate::{DecodeError, LiveCurve, Sequence};
+
+/// No pass is believed to take less than this part of what was measured.
+const LEAST_PART: f64 = 0.1;
 
 /// How many nodes a pass may verify.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Budget {
     /// As many as pay, by the measured cost of a pass.
     Auto(CostCurve),
+    /// As many as pay, by what passes take now.
+    Live(Arc<LiveCurve>),
     /// At most this many for each sequence, root included.
     Fixed(usize),
 }
@@ -21,25 +28,38 @@ impl Budget {
     pub fn max_nodes(&self) -> usize {
         match self {
             Self::Auto(cost) => cost.max_nodes(),
+            Self::Live(curve) => curve.max_nodes(),
             Self::Fixed(nodes) => (*nodes).max(1),
         }
     }
 
-    /// What passes cost, where that decides.
-    pub(crate) fn cost(&self) -> Option<&CostCurve> {
+    /// Seconds since some moment, where somebody asks.
+    pub(crate) fn clock(&self) -> f64 {
         match self {
-            Self::Auto(cost) => Some(cost),
-            Self::Fixed(_) => None,
+            Self::Live(curve) => curve.clock(),
+            Self::Auto(_) | Self::Fixed(_) => 0.0,
         }
     }
 }
 
 /// Seconds of a pass over n nodes: measured at some n, linear between, never falling.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct CostCurve {
     points: Vec<(usize, f64)>,
     /// Seconds of drafting besides the pass, with 1, 2, ... streams in all; empty for a drafter that takes no time.
     draft_seconds: Vec<f64>,
+}
+
+impl Clone for CostCurve {
+    fn clone(&self) -> Self {
+        Self { points: self.points.clone(), draft_seconds: self.draft_seconds.clone() }
+    }
+
+    /// Keeps the allocations.
+    fn clone_from(&mut self, other: &Self) {
+        self.points.clone_from(&other.points);
+        self.draft_seconds.clone_from(&other.draft_seconds);
+    }
 }
 
 impl CostCurve {
@@ -97,6 +117,23 @@ impl CostCurve {
         let slopes = self.points.windows(2).map(|pair| (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0) as f64);
         let least = slopes.fold(f64::INFINITY, f64::min) / self.points[0].1;
         if least.is_finite() { least as f32 } else { 0.0 }
+    }
+
+    /// Becomes `measured`, times `scale`, with `slope` passes over one node more for each further node: never falling, nor
+    /// quicker than a tenth of what was measured.
+    pub(crate) fn follow(&mut self, measured: &Self, scale: f64, slope: f64) {
+        let further = slope * measured.points[0].1;
+        for (now, &(nodes, seconds)) in self.points.iter_mut().zip(&measured.points) {
+            now.1 = (scale * seconds + further * (nodes - 1) as f64).max(LEAST_PART * seconds);
+        }
+        lower_to_later(self.points.iter_mut().map(|(_, seconds)| seconds));
+    }
+
+    /// Drafts take `scale` times what was `measured`.
+    pub(crate) fn follow_drafts(&mut self, measured: &Self, scale: f64) {
+        for (now, seconds) in self.draft_seconds.iter_mut().zip(&measured.draft_seconds) {
+            *now = scale * seconds;
+        }
     }
 
     /// The measured points, for keeping them in a file.

@@ -17,6 +17,7 @@ mod draft;
 mod error;
 mod generation;
 mod logits;
+mod pace;
 mod random;
 mod round;
 mod sampler;
@@ -33,6 +34,7 @@ pub use draft::{AwaitedStreams, Draft, DraftRequest, Drafter, Limits, Unverified
 pub use error::DecodeError;
 pub use generation::{Generation, Token};
 pub use logits::{Candidate, Distribution};
+pub use pace::LiveCurve;
 pub use random::Random;
 pub use round::Round;
 pub use sampler::Sampler;

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A sequence that is still reading its prompt takes part with a chunk of it. Nothing is allocated once warm. The round
-//! knows no strategy by name, no text and no clock.
+//! knows no strategy by name and no text, and reads a clock only for a curve that follows the machine.
 
 use forestream_model::{Hidden, Model, Row};
 
@@ -26,6 +26,8 @@ const PREFILL_CHUNK: usize = 256;
 #[derive(Debug)]
 pub struct Round {
     budget: Budget,
+    /// What passes cost, where that decides.
+    cost: Option<CostCurve>,
     prefill_chunk: usize,
     hidden: Hidden,
     /// `[rows, vocab_size]`
@@ -39,8 +41,14 @@ pub struct Round {
 impl Round {
     /// Rounds under this budget.
     pub fn new(budget: Budget) -> Self {
+        let cost = match &budget {
+            Budget::Auto(cost) => Some(cost.clone()),
+            Budget::Live(curve) => Some(curve.now()),
+            Budget::Fixed(_) => None,
+        };
         Self {
             budget,
+            cost,
             prefill_chunk: PREFILL_CHUNK,
             hidden: Hidden::new(),
             logits: Vec::new(),
@@ -64,21 +72,24 @@ impl Round {
     /// # Errors
     /// The first failure; the sequences of the pass cannot go on after it.
     pub fn run(&mut self, target: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<(), DecodeError> {
-        for sequence in active(sequences) {
-            sequence.plan(target, &self.budget, self.prefill_chunk)?;
+        if let (Budget::Live(curve), Some(cost)) = (&self.budget, &mut self.cost) {
+            curve.read(cost);
         }
-        self.streams.run(target, self.budget.cost(), sequences)?;
+        for sequence in active(sequences) {
+            sequence.plan(target, (self.budget.max_nodes(), self.cost.as_ref()), self.prefill_chunk)?;
+        }
+        self.run_streams(target, sequences)?;
         for sequence in active(sequences) {
             sequence.finish_plan()?;
         }
-        if let Budget::Auto(cost) = &self.budget {
+        if let Some(cost) = &self.cost {
             self.ranking.cut(cost, sequences);
         }
         self.forward(target, sequences)?;
         for (sequence_index, sequence) in active(sequences).enumerate() {
             sequence.verify(target, &self.hidden, &mut self.logits, sequence_index)?;
         }
-        let report = self.budget.cost().map(|cost| report(cost, sequences));
+        let report = self.cost.as_ref().map(|cost| report(cost, sequences));
         // Ends are noticed here, sequence by sequence, so those that took part are still active.
         for (sequence_index, sequence) in active(sequences).enumerate() {
             sequence.observe(target, &self.hidden, sequence_index, report.as_ref())?;
@@ -86,16 +97,37 @@ impl Round {
         Ok(())
     }
 
+    /// The streams that drafts wait for.
+    fn run_streams(&mut self, target: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<(), DecodeError> {
+        let start = self.budget.clock();
+        let num_streams = self.streams.run(target, self.cost.as_ref(), sequences)?;
+        if let Budget::Live(curve) = &self.budget
+            && num_streams > 0
+        {
+            curve.record_draft(num_streams, start);
+        }
+        Ok(())
+    }
+
     /// One pass over the planned trees, and the logits of every node that emits.
     fn forward(&mut self, target: &dyn Model, sequences: &mut [&mut Sequence]) -> Result<(), DecodeError> {
+        let start = self.budget.clock();
         let mut rows = recycle(std::mem::take(&mut self.rows));
         rows.extend(active(sequences).map(Sequence::row));
         let result = if rows.is_empty() { Ok(()) } else { target.forward(&mut rows, &mut self.hidden) };
         let is_idle = rows.is_empty();
         self.rows = recycle(rows);
         result?;
-        if !is_idle && self.hidden.num_rows() > 0 {
+        if is_idle {
+            return Ok(());
+        }
+        if self.hidden.num_rows() > 0 {
             target.logits(&self.hidden, 0..self.hidden.num_rows(), &mut self.logits);
+        }
+        if let Budget::Live(curve) = &self.budget
+            && active(sequences).all(|sequence| sequence.is_verified_whole())
+        {
+            curve.record_pass(active(sequences).map(|sequence| sequence.draft().tree().len()).sum(), start);
         }
         Ok(())
     }

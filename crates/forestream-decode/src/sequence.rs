@@ -8,9 +8,7 @@ use forestream_model::{DecoderConfig, Hidden, KvCache, Model, NodeId, Outputs, R
 
 use crate::acceptance::{Acceptance, SampleAndMatch, Stop, Walk};
 use crate::draft::{DraftRequest, UnverifiedPass, VerifiedRound};
-use crate::{
-    Budget, CostCurve, DecodeError, Draft, Drafter, Limits, PassReport, Random, Sampler, SamplingSettings, Stats,
-};
+use crate::{CostCurve, DecodeError, Draft, Drafter, Limits, PassReport, Random, Sampler, SamplingSettings, Stats};
 
 /// Tokens that room is made for at once; longer texts take what they need. Models that claim a million positions exist.
 pub(crate) const LONGEST_RESERVED: usize = 1 << 17;
@@ -222,7 +220,7 @@ impl Sequence {
     pub(crate) fn plan(
         &mut self,
         target: &dyn Model,
-        budget: &Budget,
+        (max_nodes, cost): (usize, Option<&CostCurve>),
         prefill_chunk: usize,
     ) -> Result<(), DecodeError> {
         let pending = &self.tokens[self.cache.len()..];
@@ -235,17 +233,17 @@ impl Sequence {
         self.phase = Phase::Round;
         // The token after the deepest node is emitted too, so a draft is one token shorter than the rest of the text.
         let rest = self.max_len() - self.tokens.len() - 1;
-        let max_nodes = budget.max_nodes().min(self.cache.capacity() - self.cache.len());
+        let max_nodes = max_nodes.min(self.cache.capacity() - self.cache.len());
         self.limits = Limits {
             max_nodes,
             max_depth: self.options.max_draft_depth.min(rest).min(max_nodes.saturating_sub(1)),
             vocab_size: self.vocab_size,
-            min_score: budget.cost().map_or(0.0, CostCurve::min_score),
+            min_score: cost.map_or(0.0, CostCurve::min_score),
         };
         self.proposal.reset(pending[0]);
         self.reserve(max_nodes);
         if max_nodes > 1 && self.limits.max_depth > 0 {
-            self.ask(target, budget.cost(), |drafter, request, proposal| drafter.draft(request, proposal))?;
+            self.ask(target, cost, |drafter, request, proposal| drafter.draft(request, proposal))?;
         }
         Ok(())
     }
@@ -337,6 +335,11 @@ impl Sequence {
     /// Whether the planned pass has draft tokens that may be cut by their score.
     pub(crate) fn has_choice(&self) -> bool {
         self.phase == Phase::Round && !self.draft.is_drawn()
+    }
+
+    /// Whether the planned pass verifies all nodes of a draft: reads no prompt, and ends no node early.
+    pub(crate) fn is_verified_whole(&self) -> bool {
+        self.phase == Phase::Round && self.draft.pruning().is_none()
     }
 
     /// This sequence's part of the planned pass.

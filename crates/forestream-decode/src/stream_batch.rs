@@ -21,7 +21,7 @@ pub(crate) struct StreamBatch {
 }
 
 impl StreamBatch {
-    /// Runs the awaited streams and lets the drafts go on.
+    /// Runs the awaited streams and lets the drafts go on; returns how many streams there were.
     ///
     /// # Errors
     /// If the pass or a drafter fails.
@@ -30,8 +30,8 @@ impl StreamBatch {
         target: &dyn Model,
         cost: Option<&CostCurve>,
         sequences: &mut [&mut Sequence],
-    ) -> Result<(), DecodeError> {
-        let Some(streams) = target.streams() else { return Ok(()) };
+    ) -> Result<usize, DecodeError> {
+        let Some(streams) = target.streams() else { return Ok(0) };
         let mut rows = recycle(std::mem::take(&mut self.rows));
         let mut anchors = recycle(std::mem::take(&mut self.anchors));
         for (row, anchor) in active(sequences).filter_map(Sequence::awaited_streams) {
@@ -43,7 +43,7 @@ impl StreamBatch {
         (self.rows, self.anchors) = (recycle(rows), recycle(anchors));
         result?;
         if num_waiting == 0 {
-            return Ok(());
+            return Ok(0);
         }
         let num_streams = self.states.num_rows();
         streams.stream_logits(&self.states, 0..num_streams, &mut self.logits);
@@ -54,6 +54,6 @@ impl StreamBatch {
             let rows = self.states.rows_of(index);
             sequence.draft_from_streams(target, cost, &self.logits[rows.start * width..rows.end * width], seconds)?;
         }
-        Ok(())
+        Ok(num_streams)
     }
 }

@@ -69,6 +69,7 @@ pub struct FakeModel {
     num_passes: AtomicUsize,
     num_stream_passes: AtomicUsize,
     num_fused_passes: AtomicUsize,
+    num_depths: AtomicUsize,
     watch: Option<Watch>,
     max_nodes: AtomicUsize,
     adapter: AdapterConfig,
@@ -104,6 +105,7 @@ impl FakeModel {
             num_passes: AtomicUsize::new(0),
             num_stream_passes: AtomicUsize::new(0),
             num_fused_passes: AtomicUsize::new(0),
+            num_depths: AtomicUsize::new(0),
             watch: None,
             max_nodes: AtomicUsize::new(0),
             adapter,
@@ -145,6 +147,11 @@ impl FakeModel {
     /// Fused stream passes so far.
     pub fn num_fused_passes(&self) -> usize {
         self.num_fused_passes.load(Ordering::Relaxed)
+    }
+
+    /// Depths of drafts so far for which the parents were asked.
+    pub fn num_depths(&self) -> usize {
+        self.num_depths.load(Ordering::Relaxed)
     }
 
     /// The most nodes that any tree of a pass has had since the last call.
@@ -409,6 +416,7 @@ impl Streams for FakeModel {
     }
 
     fn parent_logits(&self, parents: &[TokenId], logits: &mut Vec<f32>) {
+        self.num_depths.fetch_add(1, Ordering::Relaxed);
         logits.clear();
         for &parent in parents {
             let lean = |token: &TokenId| self.sharpness * leaning(recent(0, parent), *token);

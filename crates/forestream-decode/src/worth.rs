@@ -2,8 +2,7 @@
 //!
 //! A drafted round is rated by the measured costs of its pass and of drafting: its emitted tokens, in units of those that the
 //! same time would have given without the draft, to this sequence and to others in the pass. While the running mean is
-//! below 1, rounds go undrafted, twice as many after each trial that fails. Costs are measured once per machine and model,
-//! so the decision is a function of the text and reads no clock.
+//! below 1, rounds go undrafted, twice as many after each trial that fails. The decision is a function of text and costs.
 
 use crate::{CostCurve, Draft};
 

@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::sync::{Arc, Mutex};
+
 use forestream_decode::strategies::{StreamPass, Streaming, StreamingOptions, TreeShape};
 use forestream_decode::testing::FakeModel;
 use forestream_decode::{
-    Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, Random, Round, STRATEGIES,
-    SamplingSettings, Sequence, SequenceOptions, VerifiedRound,
+    Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, FinishReason, Generation, LiveCurve, Random, Round,
+    STRATEGIES, SamplingSettings, Sequence, SequenceOptions, VerifiedRound,
 };
 use forestream_model::{Model, NodeId, Pruning, TokenId};
 use support::{MAX_TOKENS, assert_counts, budgets, drafter, ids, model, options, plain, prompt, samplings, sequence};
@@ -282,6 +284,46 @@ fn whole_static_trees_of_any_size_give_the_ids_of_plain_decoding() {
         }
     }
     assert!(accepted > 500, "only {accepted} draft tokens were accepted: the test shows little");
+}
+
+/// What passes took when they were measured.
+fn measured_seconds(nodes: usize) -> f64 {
+    0.94 + 0.06 * nodes as f64
+}
+
+/// The mean number of draft tokens in a pass over the last 100 rounds of a text, and the text, while passes take `seconds`.
+fn drafted_while_passes_take(seconds: fn(usize) -> f64) -> (f64, Vec<u32>) {
+    let time = Arc::new(Mutex::new(0.0));
+    let clock = {
+        let time = Arc::clone(&time);
+        move || *time.lock().unwrap()
+    };
+    let model = FakeModel::new(48, 18.0).watched(move |rows, of_streams| {
+        let nodes = rows.iter().map(|row| row.tree.len()).sum();
+        *time.lock().unwrap() += if of_streams { 0.01 } else { seconds(nodes) };
+    });
+    let points: Vec<_> = (1..=16).map(|nodes| (nodes, measured_seconds(nodes))).collect();
+    let measured = CostCurve::new(&points).unwrap().with_draft_seconds(vec![0.01]);
+    let curve = Arc::new(LiveCurve::new(measured, clock));
+    let options = SequenceOptions { max_tokens: 600, ..SequenceOptions::default() };
+    let mut sequence = sequence(&model, &prompt(3), drafter("streaming"), options);
+    let mut round = Round::new(Budget::Live(curve));
+    let mut counts = Vec::new();
+    while sequence.finish_reason().is_none() {
+        round.run(&model, &mut [&mut sequence]).unwrap();
+        counts.push(sequence.draft().num_draft_tokens());
+    }
+    let last = &counts[counts.len() - 100..];
+    (last.iter().sum::<usize>() as f64 / last.len() as f64, sequence.completion().to_vec())
+}
+
+#[test]
+fn trees_follow_what_passes_take() {
+    let (steep, ids) = drafted_while_passes_take(|nodes| nodes as f64);
+    let (as_measured, same_ids) = drafted_while_passes_take(measured_seconds);
+    let (flat, others) = drafted_while_passes_take(|_| 1.0);
+    assert!(2.0 * steep < as_measured && 1.5 * as_measured < flat, "{steep} {as_measured} {flat}");
+    assert!(ids == same_ids && ids == others);
 }
 
 /// A draft that cost much is worth verifying further, since the next one will cost as much; text and drafter are the same.

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use forestream_decode::strategies::{self, Requires, Resources, StreamingOptions};
-use forestream_decode::{Budget, CostCurve, SamplingSettings};
+use forestream_decode::{Budget, LiveCurve, SamplingSettings};
 use forestream_model::architectures::GenerationDefaults;
 use forestream_model::{Checkpoint, DecoderConfig, Format, Isa, KvCache, Model};
 use forestream_text::{ChatTemplate, TextError, Tokenizer};
@@ -61,7 +61,7 @@ pub struct Engine {
     ctx_size: usize,
     cost_curve_key: CostCurveKey,
     cost_curve_directory: Option<PathBuf>,
-    cost_curve: OnceLock<CostCurve>,
+    cost_curve: OnceLock<Arc<LiveCurve>>,
     note: Option<fn(&str)>,
     is_stopped: Option<fn() -> bool>,
 }
@@ -232,17 +232,18 @@ impl Engine {
     /// If a pass of the measurement fails.
     pub fn auto_budget(&self) -> Result<Budget, Error> {
         if let Some(curve) = self.cost_curve.get() {
-            return Ok(Budget::Auto(curve.clone()));
+            return Ok(Budget::Live(Arc::clone(curve)));
         }
         let start = Instant::now();
-        let clock = || start.elapsed().as_secs_f64();
+        let clock = move || start.elapsed().as_secs_f64();
         let supervision = Supervision { clock: &clock, note: self.note, is_stopped: self.is_stopped };
         let directory = self.cost_curve_directory.as_deref();
         let measured = cost_curve::load_or_measure(self.model(), &self.cost_curve_key, directory, &supervision)?;
+        let curve = Arc::new(LiveCurve::new(measured.curve, clock));
         if !measured.is_complete {
-            return Ok(Budget::Auto(measured.curve));
+            return Ok(Budget::Live(curve));
         }
-        Ok(Budget::Auto(self.cost_curve.get_or_init(|| measured.curve).clone()))
+        Ok(Budget::Live(Arc::clone(self.cost_curve.get_or_init(|| curve))))
     }
 }
 

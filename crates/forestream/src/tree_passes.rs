@@ -119,3 +119,24 @@ fn some_tree(nodes: usize, vocab_size: usize) -> TokenTree {
 pub(crate) fn some_tokens(len: usize, vocab_size: usize) -> Vec<TokenId> {
     (0..len).map(|index| (index.wrapping_mul(7919).wrapping_add(13) % vocab_size) as TokenId).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use forestream_decode::testing::FakeModel;
+
+    use super::*;
+
+    /// However unsure the streams are, as after made-up tokens they must be: a draft that ends early would seem cheap.
+    #[test]
+    fn a_measured_draft_goes_down_to_its_last_stream() {
+        for sharpness in [0.0, 1.0, 18.0] {
+            let model = FakeModel::new(1000, sharpness).with_streams(6);
+            let mut passes = TreePasses::new(&model, 12, TYPICAL_NODES).unwrap();
+            for num_streams in 1..=6 {
+                let before = model.num_depths();
+                passes.draft(num_streams).unwrap();
+                assert_eq!(model.num_depths() - before, num_streams, "{sharpness}");
+            }
+        }
+    }
+}

@@ -1,10 +1,13 @@
 //! What the integration tests share: the fake model, prompts, settings, and plain decoding to compare with.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
 use forestream_decode::strategies::{self, Resources, StreamingOptions};
 use forestream_decode::testing::FakeModel;
 use forestream_decode::{
-    Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, Generation, SamplingSettings, Sequence,
+    Budget, CostCurve, DecodeError, Draft, DraftRequest, Drafter, Generation, LiveCurve, SamplingSettings, Sequence,
     SequenceOptions, Stats,
 };
 use forestream_model::{Model, TokenId};
@@ -41,7 +44,19 @@ pub(crate) fn samplings() -> Vec<SamplingSettings> {
 
 pub(crate) fn budgets() -> Vec<Budget> {
     let curve = CostCurve::new(&[(1, 1.0), (4, 1.05), (8, 1.3), (16, 2.2), (32, 4.0)]).unwrap();
-    vec![Budget::Fixed(1), Budget::Fixed(4), Budget::Fixed(16), Budget::Auto(curve)]
+    let restless = LiveCurve::new(curve.clone(), restless_clock());
+    vec![Budget::Fixed(1), Budget::Fixed(4), Budget::Fixed(16), Budget::Auto(curve), Budget::Live(Arc::new(restless))]
+}
+
+/// A clock by which passes take any time from a tenth of a second to ten, whatever they do.
+fn restless_clock() -> impl Fn() -> f64 + Send + Sync {
+    let (calls, now) = (AtomicU64::new(0), Mutex::new(0.0));
+    move || {
+        let call = calls.fetch_add(1, Ordering::Relaxed);
+        let mut now = now.lock().unwrap();
+        *now += 0.1 * 10.0_f64.powf((call * 7919 % 1000) as f64 / 500.0);
+        *now
+    }
 }
 
 pub(crate) fn drafter(names: &str) -> Box<dyn Drafter> {
