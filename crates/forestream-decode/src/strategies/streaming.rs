@@ -381,8 +381,8 @@ fn find_best(logits: &[f32], count: usize, mut floor: f32, best: &mut Vec<Propos
     let by_logit = |a: &Proposal, b: &Proposal| b.logit.total_cmp(&a.logit).then(a.column.cmp(&b.column));
     best.clear();
     for (block, first) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
-        // Nearly all blocks have nothing to offer; asked without a jump, that takes vector instructions.
-        if !block.iter().fold(false, |any, &logit| any | (logit >= floor)) {
+        // Nearly all blocks have nothing to offer.
+        if max(block) < floor {
             continue;
         }
         let proposals = (first..).zip(block).map(|(column, &logit)| Proposal { column, logit });
