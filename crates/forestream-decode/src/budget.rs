@@ -1,8 +1,9 @@
 //! The cost model: how many draft nodes are worth verifying in a pass.
 //!
-//! A pass over n nodes takes t(n) seconds, measured once per machine and model, and followed while decoding (`pace.rs`). With the drafts' nodes in falling order
-//! of their acceptance probability, a pass that verifies the best B of them emits `1 + sum of the B probabilities` tokens
-//! on average; the B of the highest rate is taken. B = 0 is plain decoding. Several sequences share one ranking.
+//! A pass over n nodes takes t(n) seconds, measured once per machine and model, and followed while decoding (`pace.rs`).
+//! With the drafts' nodes in falling order of their acceptance probability, a pass that verifies the best B of them emits
+//! `1 + sum of the B probabilities` tokens on average; the B of the highest rate is taken. B = 0 is plain decoding. Several
+//! sequences share one ranking.
 
 use std::sync::Arc;
 

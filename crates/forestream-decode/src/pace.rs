@@ -8,7 +8,8 @@
 //! ```
 //!
 //! and the two numbers follow by least squares from the last passes, older ones weighing less and less; until there are
-//! some, the measured curve counts as if it had been seen. Drafts have one factor. Only sizes of trees follow from it, never a token.
+//! some, the measured curve counts as if it had been seen. Drafts have one factor. Only sizes of trees follow from it,
+//! never a token.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -20,7 +21,8 @@ const MEMORY: f64 = 0.99;
 const PRIOR_WEIGHT: f64 = 4.0;
 /// The sizes at which it does.
 const PRIOR_NODES: [usize; 2] = [1, 8];
-/// A pass that takes so many times what was expected, or that part of it, was disturbed, and counts as if it took no more or less.
+/// A pass that takes more than so many times what was expected, or less than that part of it, was disturbed, and counts as
+/// if it had taken that much.
 const DISTURBED: f64 = 1.25;
 
 /// A cost curve that follows the machine, for all texts of a process.

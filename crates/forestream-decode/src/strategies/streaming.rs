@@ -19,7 +19,7 @@ use crate::budget::Price;
 use crate::draft::{AwaitedStreams, DraftRequest, UnverifiedPass, VerifiedRound};
 use crate::logits::{exponential::sum_of_exponentials, max};
 use crate::worth::Worth;
-use crate::{CostCurve, DecodeError, Draft, Drafter, Limits};
+use crate::{DecodeError, Draft, Drafter, Limits};
 
 pub(super) static STRATEGY: Strategy = Strategy {
     name: "streaming",
@@ -317,8 +317,8 @@ impl Drafter for Streaming {
     ) -> Result<(), DecodeError> {
         self.is_waiting = false;
         if let Some(streams) = request.target.streams() {
-            let draft_seconds = |cost: &CostCurve| cost.draft_seconds(self.chain.len());
-            let price = request.cost.map(|cost| Price { cost, draft_seconds: draft_seconds(cost) });
+            let num_streams = self.chain.len();
+            let price = request.cost.map(|cost| Price { cost, draft_seconds: cost.draft_seconds(num_streams) });
             self.grow(streams, logits, (request.limits, price), draft);
         }
         Ok(())
