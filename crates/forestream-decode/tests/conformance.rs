@@ -291,8 +291,12 @@ fn measured_seconds(nodes: usize) -> f64 {
     0.94 + 0.06 * nodes as f64
 }
 
-/// The mean number of draft tokens in a pass over the last 100 rounds of a text, and the text, while passes take `seconds`.
-fn drafted_while_passes_take(seconds: fn(usize) -> f64) -> (f64, Vec<u32>) {
+/// What drafts took then.
+const MEASURED_DRAFT: f64 = 0.01;
+
+/// The mean number of draft tokens in a pass over the last 100 rounds of a text, the text, and what the curve says about drafts at
+/// its end, while passes take `seconds` and drafts twice what they took.
+fn drafted_while_passes_take(seconds: fn(usize) -> f64) -> (f64, Vec<u32>, f64) {
     let time = Arc::new(Mutex::new(0.0));
     let clock = {
         let time = Arc::clone(&time);
@@ -300,29 +304,31 @@ fn drafted_while_passes_take(seconds: fn(usize) -> f64) -> (f64, Vec<u32>) {
     };
     let model = FakeModel::new(48, 18.0).watched(move |rows, of_streams| {
         let nodes = rows.iter().map(|row| row.tree.len()).sum();
-        *time.lock().unwrap() += if of_streams { 0.01 } else { seconds(nodes) };
+        *time.lock().unwrap() += if of_streams { 2.0 * MEASURED_DRAFT } else { seconds(nodes) };
     });
     let points: Vec<_> = (1..=16).map(|nodes| (nodes, measured_seconds(nodes))).collect();
-    let measured = CostCurve::new(&points).unwrap().with_draft_seconds(vec![0.01]);
+    let measured = CostCurve::new(&points).unwrap().with_draft_seconds(vec![MEASURED_DRAFT]);
     let curve = Arc::new(LiveCurve::new(measured, clock));
     let options = SequenceOptions { max_tokens: 600, ..SequenceOptions::default() };
     let mut sequence = sequence(&model, &prompt(3), drafter("streaming"), options);
-    let mut round = Round::new(Budget::Live(curve));
+    let mut round = Round::new(Budget::Live(Arc::clone(&curve)));
     let mut counts = Vec::new();
     while sequence.finish_reason().is_none() {
         round.run(&model, &mut [&mut sequence]).unwrap();
         counts.push(sequence.draft().num_draft_tokens());
     }
     let last = &counts[counts.len() - 100..];
-    (last.iter().sum::<usize>() as f64 / last.len() as f64, sequence.completion().to_vec())
+    let mean = last.iter().sum::<usize>() as f64 / last.len() as f64;
+    (mean, sequence.completion().to_vec(), curve.now().draft_seconds(1))
 }
 
 #[test]
 fn trees_follow_what_passes_take() {
-    let (steep, ids) = drafted_while_passes_take(|nodes| nodes as f64);
-    let (as_measured, same_ids) = drafted_while_passes_take(measured_seconds);
-    let (flat, others) = drafted_while_passes_take(|_| 1.0);
+    let (steep, ids, _) = drafted_while_passes_take(|nodes| nodes as f64);
+    let (as_measured, same_ids, draft) = drafted_while_passes_take(measured_seconds);
+    let (flat, others, _) = drafted_while_passes_take(|_| 1.0);
     assert!(2.0 * steep < as_measured && 1.5 * as_measured < flat, "{steep} {as_measured} {flat}");
+    assert!(draft > 1.2 * MEASURED_DRAFT, "{draft}");
     assert!(ids == same_ids && ids == others);
 }
 
