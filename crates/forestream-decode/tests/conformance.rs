@@ -294,21 +294,26 @@ fn measured_seconds(nodes: usize) -> f64 {
 /// What drafts took then.
 const MEASURED_DRAFT: f64 = 0.01;
 
-/// The mean number of draft tokens in a pass over the last 100 rounds of a text, the text, and what the curve says about drafts at
-/// its end, while passes take `seconds` and drafts twice what they took.
-fn drafted_while_passes_take(seconds: fn(usize) -> f64) -> (f64, Vec<u32>, f64) {
+/// A time that a test moves, and a curve as it was measured that follows it.
+fn live_curve() -> (Arc<Mutex<f64>>, Arc<LiveCurve>) {
     let time = Arc::new(Mutex::new(0.0));
     let clock = {
         let time = Arc::clone(&time);
         move || *time.lock().unwrap()
     };
+    let points: Vec<_> = (1..=16).map(|nodes| (nodes, measured_seconds(nodes))).collect();
+    let measured = CostCurve::new(&points).unwrap().with_draft_seconds(vec![MEASURED_DRAFT]);
+    (time, Arc::new(LiveCurve::new(measured, clock)))
+}
+
+/// The mean number of draft tokens in a pass over the last 100 rounds of a text, the text, and what the curve says about drafts at
+/// its end, while passes take `seconds` and drafts twice what they took.
+fn drafted_while_passes_take(seconds: fn(usize) -> f64) -> (f64, Vec<u32>, f64) {
+    let (time, curve) = live_curve();
     let model = FakeModel::new(48, 18.0).watched(move |rows, of_streams| {
         let nodes = rows.iter().map(|row| row.tree.len()).sum();
         *time.lock().unwrap() += if of_streams { 2.0 * MEASURED_DRAFT } else { seconds(nodes) };
     });
-    let points: Vec<_> = (1..=16).map(|nodes| (nodes, measured_seconds(nodes))).collect();
-    let measured = CostCurve::new(&points).unwrap().with_draft_seconds(vec![MEASURED_DRAFT]);
-    let curve = Arc::new(LiveCurve::new(measured, clock));
     let options = SequenceOptions { max_tokens: 600, ..SequenceOptions::default() };
     let mut sequence = sequence(&model, &prompt(3), drafter("streaming"), options);
     let mut round = Round::new(Budget::Live(Arc::clone(&curve)));
@@ -330,6 +335,30 @@ fn trees_follow_what_passes_take() {
     assert!(2.0 * steep < as_measured && 1.5 * as_measured < flat, "{steep} {as_measured} {flat}");
     assert!(draft > 1.2 * MEASURED_DRAFT, "{draft}");
     assert!(ids == same_ids && ids == others);
+}
+
+/// Neither the passes of a prompt, which give other logits, nor those whose nodes end early say what a tree costs.
+#[test]
+fn only_passes_that_verify_whole_trees_move_the_curve() {
+    let (time, curve) = live_curve();
+    let model = FakeModel::new(48, 18.0).watched(move |rows, of_streams| {
+        let nodes: usize = rows.iter().map(|row| row.tree.len()).sum();
+        let usual = if of_streams { MEASURED_DRAFT } else { measured_seconds(nodes) };
+        *time.lock().unwrap() += if nodes == 1 || of_streams { usual } else { 50.0 * usual };
+    });
+    let measured = curve.now();
+    let pruning = Some(Pruning::Threshold(0.1));
+    let drafter = Box::new(Streaming::new(StreamingOptions { pruning, ..StreamingOptions::default() }));
+    let mut sequence = sequence(&model, &prompt(3), drafter, options(&SamplingSettings::default()));
+    let mut round = Round::new(Budget::Live(Arc::clone(&curve)));
+    round.set_prefill_chunk(4);
+    while sequence.finish_reason().is_none() {
+        round.run(&model, &mut [&mut sequence]).unwrap();
+    }
+    assert!(sequence.stats().drafted > 10 && sequence.stats().prefill_passes > 4);
+    for nodes in 1..=16 {
+        assert!((curve.now().seconds(nodes) / measured.seconds(nodes) - 1.0).abs() < 1e-9, "{nodes}");
+    }
 }
 
 /// A draft that cost much is worth verifying further, since the next one will cost as much; text and drafter are the same.
