@@ -23,6 +23,6 @@ pub use activations::{Activations, InputShape};
 pub use attention::{Attention, AttentionScratch, BLOCK_SLOTS, HeadBlocks, Visible};
 pub use matmul::{Join, Joined, add_product, matmul, matmul_add, matmul_join};
 pub use packed::{PackError, PackedMatrix, RowOrder, WeightMemory};
-pub use rows::{add_assign, rms_norm, rms_norm_in_place, rotate_heads, silu_mul};
+pub use rows::{add_assign, exponentials, rms_norm, rms_norm_in_place, rotate_heads, silu_mul};
 pub use simd::{Isa, LANES};
 pub use thread_pool::ThreadPool;

@@ -1,8 +1,9 @@
-//! Row operations between matrix products: RMS norm, rotary embedding, gated activation, residual sum.
+//! Row operations between matrix products and after them: RMS norm, rotary embedding, gated activation, residual sum,
+//! exponentials.
 //!
 //! Sums run in 16 lanes over the row and are folded once at the end; everything else is element by element.
 
-use crate::math::silu;
+use crate::math::{exp, silu};
 use crate::simd::{Isa, LANES, Simd, dispatch, fold_sum};
 
 /// `to = row / sqrt(mean(row^2) + epsilon) * weight`.
@@ -49,6 +50,12 @@ pub fn silu_mul(isa: Isa, gate: &[f32], up: &[f32], to: &mut [f32]) {
 pub fn add_assign(isa: Isa, row: &mut [f32], addend: &[f32]) {
     assert_eq!(row.len(), addend.len(), "row and addend");
     dispatch!(isa, add(row: &mut [f32] = row, addend: &[f32] = addend));
+}
+
+/// Replaces each value by `e^(value - largest)`, and returns their sum; what lies further below `largest` than 87 counts as if
+/// it were there.
+pub fn exponentials(isa: Isa, row: &mut [f32], largest: f32) -> f32 {
+    dispatch!(isa, exponentiate(row: &mut [f32] = row, largest: f32 = largest) -> f32)
 }
 
 /// Reads up to 16 elements; missing ones are zero.
@@ -188,6 +195,26 @@ unsafe fn add<S: Simd>(row: &mut [f32], addend: &[f32]) {
     }
 }
 
+#[inline(always)]
+unsafe fn exponentiate<S: Simd>(row: &mut [f32], largest: f32) -> f32 {
+    let whole = row.len() / LANES * LANES;
+    // SAFETY: called through `dispatch!`; vectors lie within the row.
+    unsafe {
+        let largest = S::splat(largest);
+        let mut sum = S::splat(0.0);
+        let mut i = 0;
+        while i < whole {
+            let power = exp::<S>(S::sub(S::load(row.as_ptr().add(i)), largest));
+            sum = S::add(sum, power);
+            S::store(power, row.as_mut_ptr().add(i));
+            i += LANES;
+        }
+        let rest = &mut row[whole..];
+        store_prefix::<S>(exp::<S>(S::sub(load_padded::<S>(rest), largest)), rest);
+        fold_sum(S::to_array(sum)) + rest.iter().sum::<f32>()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,6 +265,26 @@ mod tests {
             for (got, x) in got.chunks(2 * half).zip(x.chunks(2 * half)) {
                 let expected: Vec<f32> = x[half..].iter().map(|x| -x).chain(x[..half].iter().copied()).collect();
                 assert_eq!(got, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_match_their_formula_and_add_up() {
+        for len in [0, 1, 15, 16, 17, 100, 8192] {
+            let x = row(len, 0.5);
+            let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut got = on_all(|isa| {
+                let mut values = x.clone();
+                let sum = exponentials(isa, &mut values, largest);
+                values.push(sum);
+                values
+            });
+            let sum = f64::from(got.pop().unwrap());
+            let exact: Vec<f64> = x.iter().map(|&x| f64::from(x - largest).exp()).collect();
+            assert!((sum - exact.iter().sum::<f64>()).abs() <= 1e-5 * sum, "{len}: {sum}");
+            for (got, exact) in got.into_iter().zip(exact) {
+                assert!((f64::from(got) - exact).abs() <= 2e-7 * exact, "{got}, not {exact}");
             }
         }
     }

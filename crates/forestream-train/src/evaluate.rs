@@ -2,13 +2,14 @@
 
 use forestream_burn::{StreamBase, StreamWeights};
 use forestream_model::streams::Calibration;
+use forestream_model::{Isa, exponentials};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::calibration::{self, Proposal};
 use crate::data::Example;
 use crate::measure::Measurement;
-use crate::objective::{NextTokenScore, Score, exit_cross_entropy, exponentials, main_cross_entropy, maximum, tau};
+use crate::objective::{NextTokenScore, Score, exit_cross_entropy, main_cross_entropy, maximum, tau};
 use crate::pieces::{Piece, run, values};
 use crate::progress::NextTokenFigures;
 use crate::targets::{Target, Targets};
@@ -160,7 +161,7 @@ impl Sums {
         };
         let (best, max) = maximum(logits);
         let log_probability = target.map(|target| f64::from(logits[target] - max));
-        let sum = exponentials(logits, max);
+        let sum = exponentials(Isa::best(), logits, max);
         self.score.rows[depth] += 1;
         self.score.hits[depth] += u64::from(target == Some(best));
         if let Some(log_probability) = log_probability {

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use forestream_burn::{JointText, Segment};
 use forestream_model::streams::Adapter;
 use forestream_model::{
-    BLOCK_LEN, Checkpoint, CpuModel, DecoderConfig, Hidden, KvCache, LoadOptions, Model, ModelError, NodeId, Outputs,
-    Row, TokenId, TokenTree,
+    BLOCK_LEN, Checkpoint, CpuModel, DecoderConfig, Hidden, Isa, KvCache, LoadOptions, Model, ModelError, NodeId,
+    Outputs, Row, TokenId, TokenTree, exponentials,
 };
 use half::f16;
 
 use crate::data::Example;
-use crate::objective::{exponentials, maximum};
+use crate::objective::maximum;
 use crate::targets::Teacher;
 use crate::trace_memory::{LayerTrace, Trace, TraceMemory};
 
@@ -228,7 +228,7 @@ impl FeatureExtractor {
         self.model.logits(hidden, 0..hidden.num_rows(), &mut logits);
         for logits in logits.chunks_exact_mut(self.config().vocab_size) {
             let (_, max) = maximum(logits);
-            let sum = exponentials(logits, max);
+            let sum = exponentials(Isa::best(), logits, max);
             probabilities.extend(tokens.iter().map(|&token| logits[token as usize] / sum));
         }
     }

@@ -4,7 +4,7 @@
 //! thousands of rows and leaves one place where an objective is defined. Rows run in parallel and are added up in their
 //! order, so that no result depends on the number of threads.
 
-use forestream_model::TokenId;
+use forestream_model::{Isa, TokenId, exponentials};
 use rayon::prelude::*;
 
 use crate::settings::Objective;
@@ -229,7 +229,7 @@ fn hybrid(q: &mut [f32], p: &[f32], scale: f32) -> f64 {
 /// Turns logits into probabilities; returns the index of the greatest.
 pub(crate) fn softmax(logits: &mut [f32]) -> usize {
     let (best, max) = maximum(logits);
-    let sum = exponentials(logits, max);
+    let sum = exponentials(Isa::best(), logits, max);
     for x in logits.iter_mut() {
         *x /= sum;
     }
@@ -240,14 +240,6 @@ pub(crate) fn softmax(logits: &mut [f32]) -> usize {
 pub(crate) fn maximum(values: &[f32]) -> (usize, f32) {
     let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     (values.iter().position(|&x| x == max).unwrap_or(0), max)
-}
-
-/// Replaces each value by `exp(value - max)`; returns their sum.
-pub(crate) fn exponentials(values: &mut [f32], max: f32) -> f32 {
-    for x in values.iter_mut() {
-        *x = (*x - max).exp();
-    }
-    values.iter().map(|&x| f64::from(x)).sum::<f64>() as f32
 }
 
 #[cfg(test)]
