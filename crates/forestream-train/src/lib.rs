@@ -46,4 +46,4 @@ pub use rows::{Place, Row, RowError, RowFile};
 pub use schedule::Schedule;
 pub use settings::{JointSettings, Objective, TrainSettings};
 pub use tensorboard::EVENTS;
-pub use trainer::{Outcome, Start, Trainer};
+pub use trainer::{Outcome, Start, Trainer, check_output};

@@ -1,7 +1,7 @@
 //! The loop: batches, steps, evaluations, checkpoints, and the best adapter in the output directory.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use forestream_burn::tensor::Device;
@@ -201,11 +201,11 @@ impl Trainer {
     /// If a pass fails, the loss stops being a number, or a file cannot be written. Checkpoints stay intact.
     pub fn run(&mut self, start: Start, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
         if !self.output.join(LOG).exists() {
-            self.check_output(start)?; // before a file is made: what is refused leaves a directory as it is
+            check_output(&self.output, start)?; // before a file is made: what is refused leaves a directory as it is
         }
         std::fs::create_dir_all(&self.output).map_err(TrainError::write(&self.output))?;
         let log = TrainLog::lock(&self.output)?;
-        self.check_output(start)?;
+        check_output(&self.output, start)?;
         match start {
             Start::Resume => self.load_checkpoint()?,
             Start::Fresh => self.save_checkpoint()?, // so that a run that is killed at any moment can go on
@@ -262,30 +262,6 @@ impl Trainer {
             self.save_checkpoint()?; // the same weights, which no longer await anything
         }
         Ok(true)
-    }
-
-    /// Checks that the output directory is one to start in.
-    fn check_output(&self, start: Start) -> Result<(), TrainError> {
-        let [path, adapter] = [CHECKPOINT, ADAPTER_CONFIG].map(|name| self.output.join(name));
-        let directory = self.output.clone();
-        match start {
-            Start::Resume if path.exists() => Ok(()),
-            Start::Resume => Err(TrainError::NothingToResume { path }),
-            Start::Fresh if path.exists() => {
-                let is_finished = Checkpoint::load(&path)?.progress.is_finished;
-                Err(if is_finished {
-                    TrainError::Finished { path, directory }
-                } else {
-                    TrainError::Unfinished { path }
-                })
-            }
-            Start::Fresh if adapter.exists() => Err(TrainError::AdapterExists { path: adapter, directory }),
-            Start::Fresh => {
-                let has_content = |path: &PathBuf| path.metadata().is_ok_and(|metadata| metadata.len() > 0);
-                let mut in_the_way = WRITTEN.iter().map(|name| self.output.join(name)).filter(has_content);
-                in_the_way.next().map_or(Ok(()), |path| Err(TrainError::InTheWay { path }))
-            }
-        }
     }
 
     /// Drops the inner features of stream rows that a narrow run does without, where that is not done yet; `false` where it
@@ -567,6 +543,29 @@ fn flatten(prefix: &str, value: Value, flat: &mut Map<String, Value>) {
         }
         value => {
             flat.insert(prefix.to_owned(), value);
+        }
+    }
+}
+
+/// Checks that an output directory is one to start in.
+///
+/// # Errors
+/// A run, an adapter or somebody else's file that is there already; for [`Start::Resume`], no run.
+pub fn check_output(output: &Path, start: Start) -> Result<(), TrainError> {
+    let [path, adapter] = [CHECKPOINT, ADAPTER_CONFIG].map(|name| output.join(name));
+    let directory = output.to_owned();
+    match start {
+        Start::Resume if path.exists() => Ok(()),
+        Start::Resume => Err(TrainError::NothingToResume { path }),
+        Start::Fresh if path.exists() => {
+            let is_finished = Checkpoint::load(&path)?.progress.is_finished;
+            Err(if is_finished { TrainError::Finished { path, directory } } else { TrainError::Unfinished { path } })
+        }
+        Start::Fresh if adapter.exists() => Err(TrainError::AdapterExists { path: adapter, directory }),
+        Start::Fresh => {
+            let has_content = |path: &PathBuf| path.metadata().is_ok_and(|metadata| metadata.len() > 0);
+            let mut in_the_way = WRITTEN.iter().map(|name| output.join(name)).filter(has_content);
+            in_the_way.next().map_or(Ok(()), |path| Err(TrainError::InTheWay { path }))
         }
     }
 }

@@ -6,9 +6,11 @@
 
 mod error;
 mod file;
+mod own_prompts;
 
 use std::collections::BTreeMap;
-use std::iter::Enumerate;
+use std::iter::Zip;
+use std::ops::RangeFrom;
 use std::slice;
 
 use forestream_decode::strategies::Plain;
@@ -19,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::{Engine, Error, FinishReason};
 
 pub use error::DistillError;
-pub use file::{AnswerFile, Header};
+pub use file::{AnswerFile, Header, Prompts};
+pub use own_prompts::OwnPrompts;
 
 /// Between the seeds of neighboring answers: an odd number, so that no two of them are equal.
 const SEED_STEP: u64 = 0xd134_2543_de82_ef95;
@@ -31,6 +34,8 @@ pub struct DistillPrompt {
     pub text: String,
     /// What the model reads.
     pub tokens: Vec<TokenId>,
+    /// Where the model wrote it: the number of the draw.
+    pub draw: Option<usize>,
 }
 
 /// How answers are made.
@@ -51,6 +56,9 @@ pub struct DistilledAnswer {
     pub index: usize,
     /// What the user asked.
     pub prompt: String,
+    /// Where the model wrote the prompt: the number of the draw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draw: Option<usize>,
     /// The answer's text, without stop token.
     pub completion: String,
     /// What the model read.
@@ -67,13 +75,13 @@ pub fn seed_of(seed: u64, index: usize) -> u64 {
 }
 
 /// Answers in the making: runs passes, and hands answers out in the order of their prompts.
-pub struct Distillation<'e> {
+pub struct Distillation<'e, 'p> {
     engine: &'e Engine,
     options: DistillOptions,
     stop_tokens: Vec<TokenId>,
     round: Round,
-    waiting: Enumerate<slice::Iter<'e, DistillPrompt>>,
-    running: Vec<Running<'e>>,
+    waiting: Zip<RangeFrom<usize>, slice::Iter<'p, DistillPrompt>>,
+    running: Vec<Running<'p>>,
     /// Caches of answers that have ended; most prompts begin alike, and what they share is not computed again.
     caches: Vec<KvCache>,
     ended: BTreeMap<usize, DistilledAnswer>,
@@ -82,24 +90,20 @@ pub struct Distillation<'e> {
 }
 
 /// An answer in the making.
-struct Running<'e> {
+struct Running<'p> {
     index: usize,
-    prompt: &'e DistillPrompt,
+    prompt: &'p DistillPrompt,
     sequence: Sequence,
 }
 
-impl<'e> Distillation<'e> {
-    /// Answers to `prompts` from number `first` on.
-    pub fn new(engine: &'e Engine, prompts: &'e [DistillPrompt], first: usize, options: DistillOptions) -> Self {
-        let mut waiting = prompts.iter().enumerate();
-        if first > 0 {
-            waiting.nth(first - 1);
-        }
+impl<'e, 'p> Distillation<'e, 'p> {
+    /// Answers to `prompts`, which are numbered from `first` on.
+    pub fn new(engine: &'e Engine, prompts: &'p [DistillPrompt], first: usize, options: DistillOptions) -> Self {
         Self {
             engine,
             stop_tokens: engine.stop_tokens(),
             round: Round::new(Budget::Fixed(1)),
-            waiting,
+            waiting: (first..).zip(prompts),
             running: Vec::with_capacity(options.batch_size),
             caches: Vec::new(),
             ended: BTreeMap::new(),
@@ -163,7 +167,7 @@ impl<'e> Distillation<'e> {
 
     fn collect_ended(&mut self) -> Result<(), Error> {
         let is_ended = |one: &mut Running<'_>| one.sequence.finish_reason().is_some();
-        let ended: Vec<Running<'e>> = self.running.extract_if(.., is_ended).collect();
+        let ended: Vec<Running<'p>> = self.running.extract_if(.., is_ended).collect();
         for one in ended {
             self.ended.insert(one.index, self.answer(&one)?);
             self.caches.push(one.sequence.into_cache());
@@ -184,6 +188,7 @@ impl<'e> Distillation<'e> {
         Ok(DistilledAnswer {
             index: one.index,
             prompt: one.prompt.text.clone(),
+            draw: one.prompt.draw,
             completion,
             prompt_token_ids: one.prompt.tokens.clone(),
             completion_token_ids: tokens.to_vec(),

@@ -92,6 +92,12 @@ pub enum Error {
         "there is nothing to merge: --merge-adapter needs an --adapter of joint mode, which changes the model itself"
     )]
     NothingToMerge,
+    /// A model that cannot write prompts.
+    #[error("the model writes no prompts of its own: {problem}; give --data")]
+    NoOwnPrompts {
+        /// Why.
+        problem: &'static str,
+    },
     /// One prompt of several cannot be used.
     #[error("prompt {number}")]
     Prompt {

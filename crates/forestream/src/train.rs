@@ -18,7 +18,7 @@ pub use crate::task_rows::TaskRows;
 pub use forestream_model::streams::{Projection, StreamIdentity, StreamPosition, TrainingMode as Mode};
 pub use forestream_train::{
     CHECKPOINT, Draw, Evaluation, JointSettings, LOG, NextTokenFigures, Objective, Observer, Origin, Outcome,
-    PROVENANCE, Preset, Schedule, Start, StepReport, StepSeconds, TrainError, TrainSettings, Trainer,
+    PROVENANCE, Preset, Schedule, Start, StepReport, StepSeconds, TrainError, TrainSettings, Trainer, check_output,
 };
 
 /// The longest text, if nothing else is asked for and the model was trained for more.

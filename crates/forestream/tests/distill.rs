@@ -6,11 +6,12 @@
 mod adapter;
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use forestream::distill::{DistillOptions, DistillPrompt, Distillation, DistilledAnswer, seed_of};
-use forestream::{Engine, EngineOptions, FinishReason, GenerateOptions, PLAIN, SamplingSettings};
+use forestream::{Engine, EngineOptions, FinishReason, GenerateOptions, Message, PLAIN, SamplingSettings};
 use forestream_model::Checkpoint;
 use forestream_model::streams::{Adapter, LoraConfig, MainLoraConfig, TrainingMode};
 use support::{Run, Sandbox, tiny_model};
@@ -32,7 +33,11 @@ fn samplings() -> [SamplingSettings; 2] {
 fn answers_are_those_of_single_sequences_whatever_the_batch() {
     let engine = Engine::open(Path::new(&tiny_model("tiny-llama")), &EngineOptions::default()).unwrap();
     let session = engine.session();
-    let prompt = |text: &&str| DistillPrompt { text: (*text).to_owned(), tokens: session.plain_prompt(text).unwrap() };
+    let prompt = |text: &&str| DistillPrompt {
+        text: (*text).to_owned(),
+        tokens: session.plain_prompt(text).unwrap(),
+        draw: None,
+    };
     let prompts: Vec<DistillPrompt> = QUESTIONS.iter().map(prompt).collect();
     let mut finish_reasons = Vec::new();
     for sampling in samplings() {
@@ -41,7 +46,7 @@ fn answers_are_those_of_single_sequences_whatever_the_batch() {
         finish_reasons.extend(expected.iter().map(|answer| answer.finish_reason));
         for batch_size in [1, 2, 3, 16] {
             for first in [0, 4] {
-                let distillation = Distillation::new(&engine, &prompts, first, options(batch_size));
+                let distillation = Distillation::new(&engine, &prompts[first..], first, options(batch_size));
                 assert_eq!(all(distillation), expected[first..], "batch {batch_size}, from {first}");
             }
         }
@@ -61,6 +66,7 @@ fn alone(engine: &Engine, one: (usize, &DistillPrompt), sampling: &SamplingSetti
     DistilledAnswer {
         index,
         prompt: prompt.text.clone(),
+        draw: None,
         completion: report.text,
         prompt_token_ids: prompt.tokens.clone(),
         completion_token_ids: report.token_ids,
@@ -68,7 +74,7 @@ fn alone(engine: &Engine, one: (usize, &DistillPrompt), sampling: &SamplingSetti
     }
 }
 
-fn all(mut distillation: Distillation<'_>) -> Vec<DistilledAnswer> {
+fn all(mut distillation: Distillation<'_, '_>) -> Vec<DistilledAnswer> {
     let mut answers = Vec::new();
     while distillation.step().unwrap() {
         answers.extend(std::iter::from_fn(|| distillation.next_answer()));
@@ -184,6 +190,107 @@ fn answers_of_one_fitted_model_are_not_continued_by_another() {
     make_joint(&adapter, 2.0);
     distill(&sandbox, &whole, &flags).assert_error(1, &["answers.jsonl", "task_digest \""]);
     assert_eq!(answers(&sandbox), whole);
+}
+
+/// Lets tiny-llama answer prompts of its own, in a sandbox whose file of answers has this content.
+fn distill_own(sandbox: &Sandbox, content: &[u8], num_prompts: &str, flags: &[&str]) -> Run {
+    let (model, output) = (tiny_model("tiny-llama"), sandbox.file("answers.jsonl", content));
+    let mut arguments = vec!["distill", "--own-prompts", num_prompts, "-n", "12", "-o", &output];
+    if !flags.contains(&"-m") {
+        arguments.extend(["-m", &model]);
+    }
+    sandbox.run(&[&arguments, flags].concat())
+}
+
+fn parse(answers: &[u8]) -> Vec<DistilledAnswer> {
+    let lines = std::str::from_utf8(answers).unwrap().lines().skip(1);
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_model_answers_prompts_of_its_own_and_goes_on_where_it_ended() {
+    let sandbox = Sandbox::new();
+    distill_own(&sandbox, b"", "6", &["-b", "2"]).assert_success();
+    let whole = answers(&sandbox);
+    let parsed = parse(&whole);
+    let prompts: BTreeSet<&str> = parsed.iter().map(|answer| &*answer.prompt).collect();
+    assert_eq!((parsed.len(), prompts.len()), (6, 6), "no prompt comes twice");
+    assert!(parsed.is_sorted_by_key(|answer| answer.draw.unwrap()));
+    let engine = Engine::open(Path::new(&tiny_model("tiny-llama")), &EngineOptions::default()).unwrap();
+    let template = engine.chat_template().unwrap().unwrap();
+    for answer in &parsed {
+        let turn = [Message::new("user", &answer.prompt)];
+        assert_eq!(answer.prompt_token_ids, engine.session().chat_prompt(&template, &turn, None).unwrap());
+        assert_eq!(answer.prompt, answer.prompt.trim());
+    }
+    let after_three = whole.split_inclusive(|&byte| byte == b'\n').take(4).map(<[u8]>::len).sum::<usize>();
+    for cut in [0, 9, after_three, after_three + 7, whole.len()] {
+        distill_own(&sandbox, &whole[..cut], "6", &["-b", "3"]).assert_success();
+        assert!(answers(&sandbox) == whole, "cut after {cut} bytes");
+    }
+    distill_own(&sandbox, &whole, "8", &["-b", "1"]).assert_success();
+    assert!(answers(&sandbox).starts_with(&whole) && parse(&answers(&sandbox)).len() == 8, "more are added");
+    distill_own(&sandbox, &whole, "2", &[]).assert_success();
+    assert!(answers(&sandbox) == whole, "nothing is taken away");
+    distill_own(&sandbox, b"", "2", &["-s", "1"]).assert_success();
+    assert!(
+        parse(&answers(&sandbox)).iter().all(|answer| !prompts.contains(&*answer.prompt)),
+        "the seed is one of prompts too"
+    );
+}
+
+/// A copy of tiny-llama with this chat template, and without the token from which others are guessed.
+fn with_template(sandbox: &Sandbox, template: &serde_json::Value) -> String {
+    let (from, to) = (tiny_model("tiny-llama"), sandbox.path("model"));
+    fs::create_dir_all(&to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    let config = to.join("tokenizer_config.json");
+    let mut fields: serde_json::Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    fields["chat_template"] = template.clone();
+    fs::write(config, fields.to_string()).unwrap();
+    let tokenizer = fs::read_to_string(to.join("tokenizer.json")).unwrap();
+    fs::write(to.join("tokenizer.json"), tokenizer.replace("<|im_start|>", "<|turn|>")).unwrap();
+    to.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn where_no_token_ends_a_turn_of_the_user_the_text_after_it_does() {
+    let sandbox = Sandbox::new();
+    let answers_with = |template: &str| {
+        let model = with_template(&sandbox, &template.into());
+        distill_own(&sandbox, b"", "30", &["-m", &model, "-b", "8"]).assert_success();
+        parse(&answers(&sandbox))
+    };
+    let whole = answers_with("{{ '[INST]' + messages[0].content }}");
+    let cut = answers_with("{{ '[INST]' + messages[0].content + 'e' }}");
+    assert!(whole.iter().any(|answer| answer.prompt.contains('e')));
+    assert!(cut.iter().all(|answer| !answer.prompt.contains('e')));
+}
+
+#[test]
+fn prompts_of_its_own_are_refused_where_a_model_has_none() {
+    let sandbox = Sandbox::new();
+    let cases: &[(serde_json::Value, &str)] = &[
+        (serde_json::Value::Null, "it has no chat template; give --data"),
+        ("{{ messages[0].content | upper }}".into(), "its chat template changes what the user says"),
+    ];
+    for (template, expected) in cases {
+        let model = with_template(&sandbox, template);
+        distill_own(&sandbox, b"", "2", &["-m", &model]).assert_error(1, &[expected]);
+        assert!(answers(&sandbox).is_empty());
+    }
+    let data = sandbox.file("data.jsonl", data());
+    distill_own(&sandbox, b"", "2", &["--data", &data]).assert_error(2, &["--data", "--own-prompts"]);
+    let output = sandbox.path("answers.jsonl");
+    sandbox.run(&["distill", "-o", output.to_str().unwrap()]).assert_error(2, &["--data"]);
+    distill_own(&sandbox, b"", "2", &[]).assert_success();
+    let whole = answers(&sandbox);
+    let text = String::from_utf8(whole.clone()).unwrap();
+    distill(&sandbox, &whole, &["-n", "12"]).assert_error(1, &["answers.jsonl", "own_prompts true"]);
+    let without_draw = text.replacen("\"draw\":", "\"drawn\":", 1);
+    distill_own(&sandbox, without_draw.as_bytes(), "2", &[]).assert_error(1, &["line 2", "no number of a draw"]);
 }
 
 #[test]

@@ -198,6 +198,41 @@ fn a_joint_run_goes_on_with_the_changes_of_its_adapter() {
     train(&sandbox, &data, &refused, &from(&narrow, "")).assert_error(1, &["streams are narrow", "wide"]);
 }
 
+/// Trains tiny-llama on answers to prompts of its own.
+fn train_on_own(sandbox: &Sandbox, output: &Path, more: &str) -> Run {
+    let model = tiny_model("tiny-llama");
+    let mut arguments = vec!["train", "-m", &model, "-o", output.to_str().unwrap(), "--own-prompts", "6"];
+    arguments.extend(TINY.split_whitespace().chain(more.split_whitespace()));
+    sandbox.run(&arguments)
+}
+
+#[test]
+fn a_model_needs_no_data_to_learn_to_foresee_itself() {
+    let sandbox = Sandbox::new();
+    let (output, more) = (sandbox.path("adapter"), "--eval-split 0.2");
+    let run = train_on_own(&sandbox, &output, more);
+    assert!(run.assert_success().stderr.contains("6 of 6 answers"), "{}", run.stderr);
+    assert!(run.stdout.contains("tokens per pass"), "{}", run.stdout);
+    let answers = output.join("answers.jsonl");
+    let text = std::fs::read_to_string(&answers).unwrap();
+    assert_eq!(text.lines().count(), 7);
+    train_on_own(&sandbox, &output, &format!("{more} --resume")).assert_success();
+    train_on_own(&sandbox, &output, more).assert_error(1, &["finished run"]);
+
+    let second = sandbox.path("second");
+    std::fs::create_dir(&second).unwrap();
+    let three: String = text.split_inclusive('\n').take(4).collect();
+    std::fs::write(second.join("answers.jsonl"), three).unwrap();
+    train_on_own(&sandbox, &second, more).assert_success();
+    assert_eq!(std::fs::read_to_string(second.join("answers.jsonl")).unwrap(), text);
+    let weights = |directory: &Path| std::fs::read(directory.join("adapter_model.safetensors")).unwrap();
+    assert!(weights(&second) == weights(&output), "a run that was interrupted while it wrote answers ends the same");
+
+    train_on_own(&sandbox, &sandbox.path("third"), "--mode joint").assert_error(1, &["--own-prompts", "--data"]);
+    train_on_own(&sandbox, &sandbox.path("third"), "--dry-run").assert_error(2, &["--own-prompts", "--dry-run"]);
+    assert!(!sandbox.path("third").exists());
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_the_run_and_resume_goes_on() {

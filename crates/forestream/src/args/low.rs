@@ -5,7 +5,7 @@
 
 #![expect(clippy::doc_markdown, reason = "the comments are help texts, read on a terminal")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use forestream::dataset::Task;
@@ -348,8 +348,8 @@ pub(crate) struct BenchArgs {
 pub(crate) struct DataArgs {
     /// Prompts: a file of rows, as JSON Lines, a JSON list, CSV, TSV or Parquet, or a dataset of the Hugging Face Hub
     /// (owner/name[:split])
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    data: Option<PathBuf>,
     /// Built-in prompt template: e2e, sql, dialogsum, prompts, mt_bench [default: chosen by the fields of the rows]
     #[arg(long, value_name = "NAME", conflicts_with = "template", value_parser = task)]
     pub(crate) task: Option<&'static Task>,
@@ -362,6 +362,13 @@ pub(crate) struct DataArgs {
     /// Give prompts to the model as they are, without chat template
     #[arg(long, aliases = ["no-chat-template", "no-jinja"])]
     pub(crate) raw: bool,
+}
+
+impl DataArgs {
+    /// Where prompts are; empty where a command can do without, and does.
+    pub(crate) fn path(&self) -> &Path {
+        self.data.as_deref().unwrap_or(Path::new(""))
+    }
 }
 
 /// `compare`.
@@ -397,9 +404,15 @@ pub(crate) struct CompareArgs {
     pub(crate) budget: BudgetArgs,
 }
 
+/// Most tokens of an answer that is training data.
+pub(crate) const ANSWER_TOKENS: u32 = 256;
+/// Such answers that are generated together.
+pub(crate) const ANSWERS_TOGETHER: u16 = 16;
+
 /// `distill`.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("adapter", |adapter| adapter.help(ADAPTER_ALONE)))]
+#[command(mut_arg("data", |data| data.required(false).required_unless_present("own_prompts")))]
 #[command(mut_arg("temp", |temp| temp.help(TEMPERATURE).default_value("0")))]
 #[command(mut_arg("seed", |seed| {
     let numbers = clap::value_parser!(i64).range(0..); // a random one could not be continued
@@ -410,13 +423,16 @@ pub(crate) struct DistillArgs {
     #[arg(short, long = "output", value_name = "FILE")]
     pub(crate) output_file: PathBuf,
     /// Most tokens to generate for each prompt
-    #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N", default_value_t = 256,
-          value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, aliases = ["n-predict", "predict", "max-new-tokens"], value_name = "N",
+          default_value_t = ANSWER_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: u32,
     /// Answers that are generated together; never changes one
-    #[arg(short, long, alias = "parallel", value_name = "N", default_value_t = 16,
+    #[arg(short, long, alias = "parallel", value_name = "N", default_value_t = ANSWERS_TOGETHER,
           value_parser = clap::value_parser!(u16).range(1..=512))]
     pub(crate) batch_size: u16,
+    /// Instead of --data: let the model write N prompts itself, each as a user's turn of its chat template
+    #[arg(long, value_name = "N", conflicts_with_all = ["data", "task", "template", "limit", "raw"])]
+    pub(crate) own_prompts: Option<usize>,
     #[command(flatten)]
     pub(crate) data: DataArgs,
     #[command(flatten)]

@@ -329,7 +329,7 @@ fn lists_of_the_file_are_replaced_as_a_whole() {
 #[test]
 fn what_a_command_needs_may_come_from_any_layer() {
     let args = Call::new("--config /dev/null compare").with_variables(&[("DATA", "rows.jsonl")]).command();
-    assert!(matches!(args, Command::Compare(args) if args.data.data.ends_with("rows.jsonl")));
+    assert!(matches!(args, Command::Compare(args) if args.data.path().ends_with("rows.jsonl")));
     let train = Call::new("train -o y --completion-field b").with_config("data = \"x\"\n[train]\ntemplate = \"{a}\"\n");
     assert!(matches!(train.command(), Command::Train(args) if args.rows.template.is_some()));
 }

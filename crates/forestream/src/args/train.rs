@@ -25,8 +25,12 @@ pub(crate) struct TrainArgs {
     /// Rows to train on: a file of `forestream distill`, or rows with `prompt` and `completion`, `messages`, `conversations`, or
     /// `input_ids` with `loss_mask`, as JSON Lines, a JSON list, CSV, TSV or Parquet, or a dataset of the Hugging Face Hub
     /// (owner/name[:split])
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "own_prompts")]
+    pub(crate) data: Option<PathBuf>,
+    /// Instead of --data: let the model write N prompts itself, each as a user's turn of its chat template, and answer them, into
+    /// answers.jsonl of the output directory
+    #[arg(long, value_name = "N", conflicts_with_all = ["data", "form", "limit", "dry_run"])]
+    pub(crate) own_prompts: Option<usize>,
     /// Directory for the adapter, its log and checkpoints
     #[arg(id = "output_file", short, long = "output", alias = "save-path", value_name = "DIR")]
     pub(crate) output: PathBuf,
@@ -305,7 +309,7 @@ pub(crate) fn train_request(args: &TrainArgs, name: Option<String>, origin: Orig
         quantize: args.model.quantize,
         sizes: stream_sizes(&args.streams),
         main_lora: is_joint.then_some(main_lora),
-        data: args.data.clone(),
+        data: args.data.clone().unwrap_or_default(),
         rows: task_rows(&args.rows)?,
         draw: Some(Draw { count: args.rows.limit, seed: run.seed }).filter(|draw| draw.count > 0),
         eval_data: run.eval_data.clone(),

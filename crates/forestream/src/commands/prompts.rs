@@ -15,7 +15,7 @@ pub(super) fn read(store: &StoreArgs, args: &DataArgs) -> anyhow::Result<Vec<Dat
         (None, None) => Template::Inferred,
     };
     let limit = Some(args.limit).filter(|&limit| limit > 0);
-    Ok(dataset::read_prompts(&pull::fetch_data(store, &args.data)?, &template, limit)?)
+    Ok(dataset::read_prompts(&pull::fetch_data(store, args.path())?, &template, limit)?)
 }
 
 /// The tokens of each prompt, in the model's chat template where it has one.
@@ -27,7 +27,7 @@ pub(super) fn tokens(engine: &Engine, args: &DataArgs, prompts: &[DatasetPrompt]
             Some(template) => session.chat_prompt(template, &[Message::new("user", &prompt.text)], None),
             None => session.plain_prompt(&prompt.text),
         };
-        tokens.with_context(|| format!("{}, {}", args.data.display(), prompt.place))
+        tokens.with_context(|| format!("{}, {}", args.path().display(), prompt.place))
     };
     prompts.iter().map(tokens).collect()
 }

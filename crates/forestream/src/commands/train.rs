@@ -1,18 +1,23 @@
 //! `train`: speculative streams for a model, from rows of text.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::{Context, bail};
 use forestream::train::{
     self, Evaluation, NextTokenFigures, Observer, Origin, Outcome, Start, StepReport, StepSeconds, Trainer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{console, interrupt, model, pull};
-use crate::args::{self, TrainArgs};
+use super::{console, distill, interrupt, model, pull};
+use crate::args::{self, AdapterArgs, BackendArgs, ModeName, TrainArgs};
+
+/// What a model answered to prompts of its own, in the output directory.
+const OWN_ANSWERS: &str = "answers.jsonl";
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let (path, name) = model::locate(&args.model)?;
@@ -20,11 +25,18 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         console::note(&format!("warning: {flag} changes nothing in lossless mode; it belongs to --mode joint"));
     }
     let mut request = args::train_request(args, name, origin())?;
+    let start = if args.resume { Start::Resume } else { Start::Fresh };
+    if let Some(num_prompts) = args.own_prompts {
+        let Some(answers) = own_answers(args, start, num_prompts)? else { return Ok(ExitCode::FAILURE) };
+        request.data = answers;
+    }
     for data in [Some(&mut request.data), request.eval_data.as_mut()].into_iter().flatten() {
         *data = pull::fetch_data(&args.model.store, data)?;
     }
     let mut trainer = train::open(&path, request)?;
-    interrupt::install()?;
+    if args.own_prompts.is_none() {
+        interrupt::install()?;
+    }
     for line in plan(&trainer) {
         console::note(&line);
     }
@@ -32,7 +44,6 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         return dry_run(&mut trainer);
     }
     let mut progress = Progress::new(trainer.num_steps());
-    let start = if args.resume { Start::Resume } else { Start::Fresh };
     let outcome = trainer.run(start, &mut progress)?;
     progress.finish();
     let output = args.output.display();
@@ -43,6 +54,24 @@ pub(super) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A file in the output directory where the model answered prompts of its own; `None` where that was interrupted.
+fn own_answers(args: &TrainArgs, start: Start, num_prompts: usize) -> anyhow::Result<Option<PathBuf>> {
+    if args.streams.mode == ModeName::Joint {
+        bail!("--own-prompts is for a model that stays as it is, and --mode joint learns a task: give its --data");
+    }
+    train::check_output(&args.output, start)?;
+    interrupt::install()?;
+    let adapter = AdapterArgs { adapter: args.adapter.clone(), merge_adapter: false };
+    let engine = model::open(&args.model, &adapter, &BackendArgs::default(), &[])?;
+    fs::create_dir_all(&args.output).with_context(|| format!("cannot create {}", args.output.display()))?;
+    let answers = args.output.join(OWN_ANSWERS);
+    if distill::write_own_answers(&engine, &adapter, num_prompts, args.run.seed, &answers)? {
+        return Ok(Some(answers));
+    }
+    console::note("interrupted; the same command goes on from here");
+    Ok(None)
 }
 
 /// What the run will do, line by line.
@@ -108,7 +137,7 @@ fn whole_run(elapsed: f64, step: StepSeconds, num_steps: usize) -> f64 {
 
 /// The greatest memory that this process has used, where the system tells.
 fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kibibytes| kibibytes << 10)
 }

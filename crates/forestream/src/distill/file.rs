@@ -22,6 +22,15 @@ const MARK: &str = "forestream_distill";
 /// The one field that may differ: a file can be known under several names.
 const NAME: &str = "model";
 
+/// What a file's answers are to.
+#[derive(Clone, Copy, Debug)]
+pub enum Prompts<'a> {
+    /// These, in their order.
+    Given(&'a [DistillPrompt]),
+    /// What the model wrote itself: no file says what they have to be, and there can always be more.
+    Own,
+}
+
 /// What made the answers of a file: its first line.
 #[derive(Clone, Debug, Serialize)]
 pub struct Header {
@@ -33,6 +42,9 @@ pub struct Header {
     #[serde(skip_serializing_if = "Option::is_none")]
     task_digest: Option<String>,
     prompt_format: &'static str,
+    /// Whether the model wrote the prompts too.
+    #[serde(skip_serializing_if = "is_false")]
+    own_prompts: bool,
     max_tokens: usize,
     ctx_size: usize,
     temperature: f32,
@@ -60,6 +72,7 @@ impl Header {
             weight_format: engine.weight_format().to_owned(),
             task_digest: None,
             prompt_format,
+            own_prompts: false,
             max_tokens: options.max_tokens,
             ctx_size: engine.ctx_size(),
             temperature,
@@ -85,6 +98,11 @@ impl Header {
         Ok(self)
     }
 
+    /// The same for answers to prompts that the model wrote itself.
+    pub fn with_own_prompts(self) -> Self {
+        Self { own_prompts: true, ..self }
+    }
+
     fn line(&self) -> String {
         serde_json::to_string(self).expect("a header is made of text and numbers") + "\n"
     }
@@ -96,6 +114,7 @@ pub struct AnswerFile {
     path: PathBuf,
     file: File,
     num_answers: usize,
+    own_prompts: Vec<(String, usize)>,
 }
 
 impl AnswerFile {
@@ -103,7 +122,7 @@ impl AnswerFile {
     ///
     /// # Errors
     /// A file that cannot be read or written, or that other settings, prompts or programs made.
-    pub fn open(path: &Path, header: &Header, prompts: &[DistillPrompt]) -> Result<Self, DistillError> {
+    pub fn open(path: &Path, header: &Header, prompts: Prompts<'_>) -> Result<Self, DistillError> {
         let failed = |action| move |source| DistillError::Io { action, path: path.to_owned(), source };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(failed("open"))?;
@@ -116,7 +135,8 @@ impl AnswerFile {
             Err(TryLockError::Error(_)) | Ok(()) => {} // not every file system has locks
         }
         let found = Existing::read(path, &file, header, prompts)?;
-        let mut this = Self { path: path.to_owned(), file, num_answers: found.num_answers };
+        let Existing { num_answers, own_prompts, .. } = found;
+        let mut this = Self { path: path.to_owned(), file, num_answers, own_prompts };
         this.file.set_len(found.num_bytes).map_err(failed("write"))?;
         this.file.seek(SeekFrom::End(0)).map_err(failed("write"))?;
         if found.num_bytes == 0 {
@@ -125,9 +145,19 @@ impl AnswerFile {
         Ok(this)
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Answers in the file.
     pub fn num_answers(&self) -> usize {
         self.num_answers
+    }
+
+    /// The model's own prompts that an earlier run left in the file, each with its draw.
+    pub fn take_own_prompts(&mut self) -> Vec<(String, usize)> {
+        std::mem::take(&mut self.own_prompts)
     }
 
     /// Adds an answer.
@@ -154,15 +184,16 @@ impl AnswerFile {
 /// What a file holds already.
 struct Existing {
     num_answers: usize,
+    own_prompts: Vec<(String, usize)>,
     /// Up to the end of the last complete line.
     num_bytes: u64,
 }
 
 impl Existing {
-    fn read(path: &Path, file: &File, header: &Header, prompts: &[DistillPrompt]) -> Result<Self, DistillError> {
+    fn read(path: &Path, file: &File, header: &Header, prompts: Prompts<'_>) -> Result<Self, DistillError> {
         let not_answers = || DistillError::NotAnswers { path: path.to_owned() };
         let mut lines = Lines { path, reader: BufReader::new(file), text: String::new(), number: 0 };
-        let mut found = Self { num_answers: 0, num_bytes: 0 };
+        let mut found = Self { num_answers: 0, own_prompts: Vec::new(), num_bytes: 0 };
         if !lines.begin_as(&header.line())? {
             return Err(not_answers()); // before a line is read: one of another file may be very long
         }
@@ -173,15 +204,22 @@ impl Existing {
         lines.check_header(header)?;
         found.num_bytes = lines.text.len() as u64;
         while lines.advance()? {
-            lines.check_answer(found.num_answers, prompts)?;
+            let answer = lines.answer(found.num_answers)?;
+            match (prompts, answer.draw) {
+                (Prompts::Given(prompts), _) => lines.check_prompt(&answer, prompts)?,
+                (Prompts::Own, Some(draw)) => found.own_prompts.push((answer.prompt, draw)),
+                (Prompts::Own, None) => return Err(lines.broken(&"it has no number of a draw")),
+            }
             found.num_answers += 1;
             found.num_bytes += lines.text.len() as u64;
         }
-        let (num_answers, num_prompts) = (found.num_answers, prompts.len());
-        if num_answers > num_prompts {
-            return Err(DistillError::TooManyAnswers { path: path.to_owned(), num_answers, num_prompts });
+        match prompts {
+            Prompts::Given(prompts) if found.num_answers > prompts.len() => {
+                let (num_answers, num_prompts) = (found.num_answers, prompts.len());
+                Err(DistillError::TooManyAnswers { path: path.to_owned(), num_answers, num_prompts })
+            }
+            _ => Ok(found),
         }
-        Ok(found)
     }
 }
 
@@ -241,20 +279,31 @@ impl Lines<'_> {
         })
     }
 
-    fn check_answer(&self, index: usize, prompts: &[DistillPrompt]) -> Result<(), DistillError> {
+    fn answer(&self, index: usize) -> Result<DistilledAnswer, DistillError> {
         let answer: DistilledAnswer = serde_json::from_str(&self.text).map_err(|error| self.broken(&error))?;
         if answer.index != index {
             return Err(self.broken(&format!("its index is {}, and {index} is next", answer.index)));
         }
-        let Some(prompt) = prompts.get(index).filter(|prompt| prompt.text != answer.prompt) else { return Ok(()) };
+        Ok(answer)
+    }
+
+    fn check_prompt(&self, answer: &DistilledAnswer, prompts: &[DistillPrompt]) -> Result<(), DistillError> {
+        let prompt = prompts.get(answer.index).filter(|prompt| prompt.text != answer.prompt);
+        let Some(prompt) = prompt else { return Ok(()) };
         Err(DistillError::OtherPrompt {
             path: self.path.to_owned(),
             line: self.number,
             in_file: beginning(&answer.prompt),
-            number: index + 1,
+            number: answer.index + 1,
             asked: beginning(&prompt.text),
         })
     }
+}
+
+/// Serde hands over a reference.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The beginning of a text, for messages.
