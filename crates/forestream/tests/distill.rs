@@ -264,9 +264,11 @@ fn where_no_token_ends_a_turn_of_the_user_the_text_after_it_does() {
         parse(&answers(&sandbox))
     };
     let whole = answers_with("{{ '[INST]' + messages[0].content }}");
-    let cut = answers_with("{{ '[INST]' + messages[0].content + 'e' }}");
-    assert!(whole.iter().any(|answer| answer.prompt.contains('e')));
-    assert!(cut.iter().all(|answer| !answer.prompt.contains('e')));
+    let cut = answers_with("{{ '[INST]' + messages[0].content + 'i' }}");
+    assert!(whole.iter().any(|answer| answer.prompt.contains('i')));
+    assert!(cut.iter().all(|answer| !answer.prompt.contains('i')));
+    let prompts: BTreeSet<&str> = cut.iter().map(|answer| &*answer.prompt).collect();
+    assert!(prompts.len() == cut.len() && !prompts.contains(""), "short ones come again, and are left out");
 }
 
 #[test]

@@ -119,8 +119,9 @@ impl<'e> Writer<'e> {
             own.pass_over(prompt, draw);
         }
         while self.file.num_answers() < self.num_prompts && !interrupt::is_asked() {
-            let mut prompts = own.draw(interrupt::is_asked)?;
-            prompts.truncate(self.num_prompts - self.file.num_answers());
+            let wanted = self.num_prompts - self.file.num_answers();
+            let mut prompts = own.draw(wanted, interrupt::is_asked)?;
+            prompts.truncate(wanted);
             self.answer(&prompts)?;
         }
         Ok(())

@@ -11,8 +11,8 @@ use forestream_text::{AddSpecial, ChatInputs, ChatTemplate, Message, ParseSpecia
 use super::{DistillOptions, DistillPrompt, Distillation, DistilledAnswer};
 use crate::{Engine, Error, FinishReason};
 
-/// Draws that are made together, for each place of a batch: enough that most of its places are taken most of the time.
-const DRAWS_OF_PLACE: usize = 16;
+/// The most draws that are made together, for each place of a batch: enough that most of its places are taken most of the time.
+const MAX_DRAWS_OF_PLACE: usize = 16;
 /// A model that gives no prompt in as many draws gives none.
 const MAX_FRUITLESS: usize = 256;
 /// A turn that goes on for longer has lost its thread.
@@ -62,7 +62,7 @@ impl<'e> OwnPrompts<'e> {
             closing: closing.trim().to_owned(),
             engine,
             template,
-            options: DistillOptions { sampling, max_tokens: MAX_TOKENS, batch_size },
+            options: DistillOptions { sampling, max_tokens: MAX_TOKENS, batch_size: batch_size.max(1) },
             next_draw: 0,
             fruitless: 0,
             known: HashSet::new(),
@@ -75,13 +75,15 @@ impl<'e> OwnPrompts<'e> {
         self.known.insert(prompt);
     }
 
-    /// What the next draws gave, without those that are no prompt, or one that is known already; nothing once `is_asked` says
-    /// to end.
+    /// What the next draws gave, about `wanted` of them, without those that are no prompt, or one that is known already;
+    /// nothing once `is_asked` says to end.
     ///
     /// # Errors
     /// If many draws on end gave no new prompt, or a pass failed.
-    pub fn draw(&mut self, is_asked: impl Fn() -> bool) -> Result<Vec<DistillPrompt>, Error> {
-        let turns = vec![self.opening.clone(); DRAWS_OF_PLACE * self.options.batch_size];
+    pub fn draw(&mut self, wanted: usize, is_asked: impl Fn() -> bool) -> Result<Vec<DistillPrompt>, Error> {
+        let batch_size = self.options.batch_size;
+        let num_draws = wanted.next_multiple_of(batch_size).min(MAX_DRAWS_OF_PLACE * batch_size);
+        let turns = vec![self.opening.clone(); num_draws];
         let mut distillation = Distillation::new(self.engine, &turns, self.next_draw, self.options.clone());
         let mut prompts = Vec::new();
         while distillation.step()? {
@@ -94,7 +96,7 @@ impl<'e> OwnPrompts<'e> {
                 prompts.extend(prompt);
             }
         }
-        self.next_draw += turns.len();
+        self.next_draw += num_draws;
         if self.fruitless >= MAX_FRUITLESS {
             return Err(Error::NoOwnPrompts { problem: "turns that it begins as a user do not end, or are all alike" });
         }
