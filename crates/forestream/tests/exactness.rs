@@ -95,14 +95,24 @@ fn open(isa: Isa, threads: usize) -> Engine {
     Engine::open(&path, &options).unwrap()
 }
 
-#[test]
-fn the_default_model_gives_the_same_ids_in_every_way() {
+/// Compares every instruction set, with this number of threads, with one thread and the best of them.
+fn compare_all(num_threads: usize) {
     let Workload { prompts, max_tokens, num_portable } = Workload::new();
     let (expected, num_accepted) = all_ids(&open(Isa::best(), 1), &prompts, max_tokens);
     assert!(num_accepted > 50, "only {num_accepted} draft tokens were accepted: the test shows little");
     for isa in Isa::available() {
         let prompts = if isa == Isa::PORTABLE { &prompts[..num_portable] } else { &prompts };
-        let (ids, _) = all_ids(&open(isa, 2), prompts, max_tokens);
-        assert_eq!(ids, expected[..ids.len()], "{} with 2 threads", isa.name());
+        let (ids, _) = all_ids(&open(isa, num_threads), prompts, max_tokens);
+        assert_eq!(ids, expected[..ids.len()], "{} with {num_threads} threads", isa.name());
     }
+}
+
+#[test]
+fn the_default_model_gives_the_same_ids_in_every_way() {
+    compare_all(2);
+}
+
+#[test]
+fn one_thread_gives_them_too() {
+    compare_all(1);
 }
