@@ -283,6 +283,9 @@ fn prompts_of_its_own_are_refused_where_a_model_has_none() {
         distill_own(&sandbox, b"", "2", &["-m", &model]).assert_error(1, &[expected]);
         assert!(answers(&sandbox).is_empty());
     }
+    let endless = format!("{{{{ '[INST]' + messages[0].content + '{}' }}}}", "x ".repeat(100));
+    let model = with_template(&sandbox, &endless.into());
+    distill_own(&sandbox, b"", "2", &["-m", &model, "-c", "64"]).assert_error(1, &["leave no room for an answer"]);
     let data = sandbox.file("data.jsonl", data());
     distill_own(&sandbox, b"", "2", &["--data", &data]).assert_error(2, &["--data", "--own-prompts"]);
     let output = sandbox.path("answers.jsonl");

@@ -98,7 +98,8 @@ impl<'e> OwnPrompts<'e> {
         }
         self.next_draw += num_draws;
         if self.fruitless >= MAX_FRUITLESS {
-            return Err(Error::NoOwnPrompts { problem: "turns that it begins as a user do not end, or are all alike" });
+            let problem = "turns that it begins as a user do not end, are all alike, or leave no room for an answer";
+            return Err(Error::NoOwnPrompts { problem });
         }
         Ok(prompts)
     }
